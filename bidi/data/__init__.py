@@ -1,0 +1,1 @@
+"""From corpora to batches: readers, vocabularies, streams, the input pipeline."""

@@ -1,0 +1,197 @@
+"""From pairs to batches of fixed shape: shuffle, repeat, pack, batch, prefetch.
+
+Letters: B rows, S source steps, T target steps, W ways (directions).
+
+A batch is a flat dict of numpy arrays, the only thing that model and loss know of the data:
+
+    source            int32   [B, S]     token ids, then EOS; PAD elsewhere
+    source_segments   int32   [B, S]     1, 2, ... for the examples of a row; 0: nothing is there
+    source_positions  int32   [B, S]     position within the example
+    inputs, labels    int32   [B, W, T]  what each stream reads and must predict
+    segments          int32   [B, W, T]  like source_segments; 0 where the stream reads nothing
+    positions         int32   [B, W, T]  position within the example
+    weights           float32 [B, W, T]  0 where there is no loss
+
+Segment n of the source and segment n of the target of a row are the same example.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import gin
+import grain
+import numpy as np
+
+from bidi.data.prepared import Pairs
+from bidi.data.sources import DataError
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import EOS, PAD
+
+Batch = dict[str, np.ndarray]
+
+# Pairs read from disk at once: single random reads are far slower (see Pairs).
+_CHUNK = 256
+# Chunks and batches made ahead. Python's lock allows no more than one busy thread for either.
+_CHUNKS_AHEAD = 4
+_BATCHES_AHEAD = 4
+
+
+@gin.configurable("Batches")
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The shape of batches.
+
+    Attributes:
+      rows: Rows of a batch over all devices, processes and accumulation steps.
+      source_length: Length of a source row in tokens, EOS included.
+      target_length: Length of a target row in tokens, the marker included.
+      packing_bins: Rows that are filled side by side; more waste less and mix further.
+      pack: Several examples a row; False: one.
+    """
+
+    rows: int = 32
+    source_length: int = 128
+    target_length: int = 128
+    packing_bins: int = 64
+    pack: bool = True
+
+
+def training_batches(
+    pairs: Pairs,
+    streams: Streams,
+    config: BatchConfig,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Endless training batches, in an order that depends on the arguments alone.
+
+    Every epoch shows each pair once, over all processes together, in an order of its own. A row may
+    hold examples of two epochs.
+
+    Args:
+      pairs: The training pairs.
+      streams: Makes the streams of a target.
+      config: The shape of the global batch.
+      seed: Of the shuffling.
+      process_index: This process, from 0.
+      process_count: All processes; each gets rows / process_count rows of every batch.
+
+    Returns:
+      A Grain iterator over batches. `get_state` and `set_state` (or Orbax by `grain.checkpoint`)
+      save and restore its place exactly, with the same arguments only.
+
+    Raises:
+      DataError: Rows shorter than the longest pair, or not divisible among the processes.
+    """
+    _check_lengths(pairs, config)
+    if config.rows % process_count:
+        raise DataError(
+            f"Batches.rows = {config.rows} is not divisible by the {process_count} processes"
+        )
+    shuffled = grain.MapDataset.range(len(pairs)).seed(seed).shuffle().repeat()
+    mine = shuffled[process_index::process_count]
+    batches = (
+        _rows(mine, pairs, streams, config, seed=seed)
+        .batch(config.rows // process_count, drop_remainder=True)
+        .map(_batch)
+    )
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_BATCHES_AHEAD)
+    )
+
+
+def validation_batches(pairs: Pairs, streams: Streams, config: BatchConfig) -> Iterator[Batch]:
+    """Batches with every pair once, in order; the last one is filled up with empty rows.
+
+    Raises:
+      DataError: Rows shorter than the longest pair.
+    """
+    _check_lengths(pairs, config)
+    rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, seed=None)
+    for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
+        missing = config.rows - len(batch["source"])
+        # PAD, segment 0 and weight 0 are all zero.
+        yield {
+            key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+            for key, value in batch.items()
+        }
+
+
+def _check_lengths(pairs: Pairs, config: BatchConfig) -> None:
+    for side, length in (("source", config.source_length), ("target", config.target_length)):
+        needed = pairs.longest[side] + 1
+        if length < needed:
+            raise DataError(
+                f"Batches.{side}_length = {length}, but the longest {side} needs {needed} "
+                f"({needed - 1} tokens and a marker): raise it, or prepare the data with "
+                f"Data.max_{side}_length = {length - 1}"
+            )
+
+
+def _rows(
+    indices: grain.MapDataset[int],
+    pairs: Pairs,
+    streams: Streams,
+    config: BatchConfig,
+    *,
+    seed: int | None,
+) -> grain.IterDataset:
+    """Rows of the pairs at `indices`, in order if not packed; a seed shuffles packed rows."""
+
+    def read(chunk: Sequence[int]) -> list[Batch]:
+        return [_element(pair, streams) for pair in pairs.__getitems__(chunk)]
+
+    elements = (
+        indices.batch(_CHUNK, batch_fn=list)
+        .map(read)
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_CHUNKS_AHEAD))
+    )
+    lengths = {
+        "source": config.source_length,
+        "inputs": config.target_length,
+        "labels": config.target_length,
+        "weights": config.target_length,
+    }
+    return grain.experimental.FirstFitPackIterDataset(
+        grain.experimental.FlatMapIterDataset(elements, _Unchunk()),
+        length_struct=lengths,
+        num_packing_bins=config.packing_bins,
+        # First fit leaves the emptiest rows last: without shuffling, batches would differ in kind.
+        shuffle_bins=config.pack and seed is not None,
+        seed=seed or 0,
+        max_sequences_per_bin=None if config.pack else 1,
+    )
+
+
+class _Unchunk(grain.experimental.FlatMapTransform):
+    max_fan_out = _CHUNK
+
+    def flat_map(self, element: list[Batch]) -> list[Batch]:
+        return element
+
+
+def _element(pair: Mapping[str, np.ndarray], streams: Streams) -> Batch:
+    """One example before packing: [S] and [T, W], since Grain packs along the first axis."""
+    return {"source": np.append(pair["source"], np.int32(EOS)), **streams.tokens(pair["target"])}
+
+
+def _batch(packed: Mapping[str, np.ndarray]) -> Batch:
+    """Names and axes as the module's head says, from Grain's."""
+    inputs_BWT, labels_BWT, weights_BWT = (
+        np.ascontiguousarray(packed[key].swapaxes(1, 2)) for key in ("inputs", "labels", "weights")
+    )
+    segments_B1T = packed["inputs_segment_ids"][:, None, :]
+    positions_B1T = packed["inputs_positions"][:, None, :]
+    return {
+        "source": packed["source"],
+        "source_segments": packed["source_segment_ids"],
+        "source_positions": packed["source_positions"],
+        "inputs": inputs_BWT,
+        "labels": labels_BWT,
+        # A stream may be over before its example's other stream is.
+        "segments": np.where(inputs_BWT == PAD, 0, segments_B1T),
+        "positions": np.repeat(positions_B1T, inputs_BWT.shape[1], axis=1),
+        "weights": weights_BWT,
+    }

@@ -1,0 +1,323 @@
+"""Turns a source into a prepared directory: vocabularies, token ids in array_record, a manifest.
+
+    <directory>/pairs/<split>-00000-of-0000N.array_record   one record per (source, reference)
+    <directory>/examples/<split>.array_record               texts with all references; not of train
+    <directory>/source.model, target.model                  sentencepiece
+    <directory>/manifest.json                               counts, lengths, hashes, versions
+
+A record of pairs/ is msgpack `{"source": bytes, "target": bytes}`, little-endian int32 token ids
+without markers; one of examples/ is msgpack `[source, [target, ...]]`.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gin
+import msgpack
+import numpy as np
+from absl import logging
+from array_record.python import array_record_module
+
+import bidi
+from bidi.data import vocabulary
+from bidi.data.sources import DataError, Example, Source, expand
+from bidi.data.vocabulary import UNK, Vocabulary, VocabularyConfig
+
+MANIFEST = "manifest.json"
+# Raised when the layout or the meaning of a prepared directory changes.
+FORMAT = 1
+
+_PAIRS_PER_SHARD = 1_000_000
+# array_record finds single records fast only in groups of one; so small they do not compress.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_LOCK = "lock"
+_LOG_EVERY_SECONDS = 10.0
+
+
+@gin.configurable("Data")
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Data to prepare, and where.
+
+    Attributes:
+      directory: Where the prepared data are or will be; may contain `$VAR` and `~`.
+      source: Where the examples come from.
+      source_vocabulary: Trained on the sources of the training split.
+      target_vocabulary: Trained on its targets; None: one joint vocabulary, trained on both.
+      max_source_length: Pairs with more source tokens (without marker) are dropped and counted.
+      max_target_length: The same for target tokens.
+    """
+
+    directory: str = gin.REQUIRED
+    source: Source = gin.REQUIRED
+    source_vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
+    target_vocabulary: VocabularyConfig | None = None
+    max_source_length: int = 256
+    max_target_length: int = 256
+
+
+def prepare(config: DataConfig) -> dict[str, Any]:
+    """Prepares the data, or does nothing if the directory holds exactly these.
+
+    Everything is written into a hidden directory beside the target and renamed at the end: a
+    directory that exists is complete. What a killed run left behind is removed by the next.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: The source is bad, the directory holds something else, or another process is
+        preparing it.
+      FileNotFoundError: A file of the source is missing.
+    """
+    directory = expand(config.directory)
+    fingerprint = _fingerprint(config)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(directory) as temporary:
+        if (manifest := _existing(directory, fingerprint)) is not None:
+            logging.info("%s is prepared already", directory)
+            return manifest
+        models = _train_vocabularies(config)
+        for side, model in models.items():
+            (temporary / f"{side}.model").write_bytes(model)
+        vocabularies = {side: Vocabulary(model) for side, model in models.items()}
+        manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "vocabularies": {
+                side: {
+                    "size": vocabularies[side].size,
+                    "sha256": hashlib.sha256(model).hexdigest(),
+                }
+                for side, model in models.items()
+            },
+            "splits": {
+                split: _write_split(config, split, vocabularies, temporary)
+                for split in config.source.splits
+            },
+            "versions": {
+                "bidi": bidi.__version__,
+                "sentencepiece": importlib.metadata.version("sentencepiece"),
+            },
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        temporary.rename(directory)
+        (directory / _LOCK).unlink()
+    return manifest
+
+
+def _fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Everything that the prepared data depend on, as JSON gives it back."""
+    fields = dataclasses.asdict(config)
+    del fields["directory"]
+    fields["source"] = config.source.fingerprint()
+    return json.loads(json.dumps(fields))
+
+
+@contextlib.contextmanager
+def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory beside the target, empty but for the lock; gone afterwards unless renamed."""
+    temporary = directory.parent / f".{directory.name}.preparing"
+    temporary.mkdir(exist_ok=True)
+    # The lock ends with the process, however that ends, and goes where the directory goes: whoever
+    # opened it before the rename finds the manifest in place once it gets the lock.
+    with (temporary / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is preparing {directory}: wait for it") from error
+        for path in temporary.iterdir():
+            if path.name != _LOCK:
+                logging.info("removing %s, left by a run that was stopped", path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _existing(directory: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest if these very data are there, None if nothing is."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / MANIFEST).is_file():
+        raise DataError(f"{directory} exists but holds no prepared data: choose another directory")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    old = {"format": manifest.get("format"), **manifest.get("fingerprint", {})}
+    different = list(_differences(old, {"format": FORMAT, **fingerprint}))
+    if different:
+        raise DataError(
+            f"{directory} holds other data: {'; '.join(different)}. Choose another Data.directory, "
+            "or delete this one to prepare it anew"
+        )
+    return manifest
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{name} was {old!r} and is now {new!r}"
+
+
+def _train_vocabularies(config: DataConfig) -> dict[str, bytes]:
+    def sources() -> Iterator[str]:
+        return (example.source for example in config.source.examples("train"))
+
+    def targets() -> Iterator[str]:
+        examples = config.source.examples("train")
+        return itertools.chain.from_iterable(example.targets for example in examples)
+
+    def train(side: str, which: VocabularyConfig, sentences: Iterable[str]) -> bytes:
+        logging.info("training the %s vocabulary: %s", side, which)
+        try:
+            return vocabulary.train(which, sentences)
+        except ValueError as error:
+            raise DataError(f"the {side} vocabulary: {error}") from error
+
+    if config.target_vocabulary is None:
+        both = itertools.chain(sources(), targets())
+        joint = train("joint", config.source_vocabulary, both)
+        return {"source": joint, "target": joint}
+    return {
+        "source": train("source", config.source_vocabulary, sources()),
+        "target": train("target", config.target_vocabulary, targets()),
+    }
+
+
+class _Side:
+    """Length and unknown-token counts of one side of a split's pairs."""
+
+    def __init__(self) -> None:
+        self.lengths: collections.Counter[int] = collections.Counter()
+        self.unknown = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        self.lengths[len(ids)] += 1
+        self.unknown += int(np.count_nonzero(ids == UNK))
+
+    def summary(self) -> dict[str, int | float]:
+        values = np.array(sorted(self.lengths))
+        counts = np.array([self.lengths[value] for value in values])
+        # inverted_cdf: a length that occurs, not a point between two.
+        median, p95, p99 = np.quantile(
+            values, [0.5, 0.95, 0.99], weights=counts, method="inverted_cdf"
+        )
+        return {
+            "tokens": int(values @ counts),
+            "unknown": self.unknown,
+            "mean": round(float(values @ counts / counts.sum()), 3),
+            "median": int(median),
+            "p95": int(p95),
+            "p99": int(p99),
+            "longest": int(values[-1]),
+        }
+
+
+def _write_split(
+    config: DataConfig, split: str, vocabularies: dict[str, Vocabulary], directory: pathlib.Path
+) -> dict[str, Any]:
+    """Writes the pairs (and but for train the examples) of a split; returns its manifest entry."""
+    sides = {"source": _Side(), "target": _Side()}
+    dropped = {"empty": 0, "source_too_long": 0, "target_too_long": 0}
+    digest = hashlib.sha256()
+    examples = pairs = 0
+    last_log = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        shards = stack.enter_context(contextlib.closing(_Shards(directory / "pairs", split)))
+        texts = None
+        if split != "train":
+            path = directory / "examples" / f"{split}.array_record"
+            texts = stack.enter_context(contextlib.closing(_writer(path)))
+        for example in config.source.examples(split):
+            examples += 1
+            record = msgpack.packb([example.source, example.targets])
+            digest.update(record)
+            if texts is not None:
+                texts.write(record)
+            for ids in _encode(example, vocabularies):
+                if reason := _reason_to_drop(ids, config):
+                    dropped[reason] += 1
+                    continue
+                pairs += 1
+                for side, counts in sides.items():
+                    counts.add(ids[side])
+                shards.write(msgpack.packb({s: i.astype("<i4").tobytes() for s, i in ids.items()}))
+            if time.monotonic() - last_log > _LOG_EVERY_SECONDS:
+                logging.info("%s: %d examples, %d pairs so far", split, examples, pairs)
+                last_log = time.monotonic()
+    if pairs == 0:
+        raise DataError(
+            f"split {split!r}: none of {examples} examples is usable; dropped {dropped}"
+        )
+    logging.info("%s: %d examples, %d pairs, dropped %s", split, examples, pairs, dropped)
+    return {
+        "examples": examples,
+        "pairs": pairs,
+        "dropped": dropped,
+        "sha256": digest.hexdigest(),
+        **{side: counts.summary() for side, counts in sides.items()},
+    }
+
+
+def _encode(
+    example: Example, vocabularies: dict[str, Vocabulary]
+) -> Iterator[dict[str, np.ndarray]]:
+    source = vocabularies["source"].encode(example.source)
+    # An example without any reference is a pair with an empty target, so that it is counted.
+    for target in example.targets or ("",):
+        yield {"source": source, "target": vocabularies["target"].encode(target)}
+
+
+def _reason_to_drop(ids: dict[str, np.ndarray], config: DataConfig) -> str | None:
+    if not len(ids["source"]) or not len(ids["target"]):
+        return "empty"
+    if len(ids["source"]) > config.max_source_length:
+        return "source_too_long"
+    if len(ids["target"]) > config.max_target_length:
+        return "target_too_long"
+    return None
+
+
+class _Shards:
+    """Writes records into `<split>-00000-of-0000N.array_record`; N is known at the end."""
+
+    def __init__(self, directory: pathlib.Path, split: str):
+        self._directory = directory
+        self._split = split
+        self._written = 0
+        self._paths: list[pathlib.Path] = []
+        self._writer: Any = None
+
+    def write(self, record: bytes) -> None:
+        if self._written % _PAIRS_PER_SHARD == 0:
+            if self._writer is not None:
+                self._writer.close()
+            self._paths.append(self._directory / f"{self._split}-{len(self._paths):05d}")
+            self._writer = _writer(self._paths[-1])
+        self._writer.write(record)
+        self._written += 1
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for path in self._paths:
+            path.rename(f"{path}-of-{len(self._paths):05d}.array_record")
+
+
+def _writer(path: pathlib.Path) -> Any:
+    path.parent.mkdir(exist_ok=True)
+    return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)

@@ -1,0 +1,127 @@
+"""Reads what `bidi.data.prepare` wrote."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_data_source
+
+from bidi.data.prepare import FORMAT, MANIFEST
+from bidi.data.sources import DataError, Example, expand
+from bidi.data.vocabulary import Vocabulary
+
+
+class Pairs:
+    """The token ids of a split, by random access: a Grain source.
+
+    Attributes:
+      longest: Tokens of the longest pair's `source` and `target`, without marker.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path], longest: dict[str, int]):
+        self._records = array_record_data_source.ArrayRecordDataSource([str(p) for p in paths])
+        self.longest = longest
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One pair: `source` int32[s] and `target` int32[t], without markers."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Several pairs at once: 50 times faster than one by one."""
+        return [
+            {
+                side: np.frombuffer(ids, "<i4").astype(np.int32, copy=False)
+                for side, ids in msgpack.unpackb(record).items()
+            }
+            for record in self._records.__getitems__(indices)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared directory; get one by `Prepared.open`.
+
+    Attributes:
+      directory: Where it lies.
+      manifest: Counts, lengths, hashes; see `manifest.json` there.
+    """
+
+    directory: pathlib.Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: str) -> "Prepared":
+        """Opens a prepared directory.
+
+        Args:
+          directory: A path, which may contain `$VAR` and `~`.
+
+        Raises:
+          FileNotFoundError: It holds no prepared data.
+          DataError: It was prepared by a version with another layout.
+        """
+        path = expand(directory)
+        command = "python -m bidi.prepare --gin_file=... (the same files as for training)"
+        if not (path / MANIFEST).is_file():
+            raise FileNotFoundError(f"{path} holds no prepared data: run {command}")
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest.get("format") != FORMAT:
+            raise DataError(
+                f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: "
+                f"delete it and run {command}"
+            )
+        return cls(path, manifest)
+
+    @functools.cached_property
+    def source_vocabulary(self) -> Vocabulary:
+        """The vocabulary of the sources."""
+        return Vocabulary((self.directory / "source.model").read_bytes())
+
+    @functools.cached_property
+    def target_vocabulary(self) -> Vocabulary:
+        """The vocabulary of the targets; equal to the sources' when it was trained jointly."""
+        return Vocabulary((self.directory / "target.model").read_bytes())
+
+    def pairs(self, split: str) -> Pairs:
+        """The token ids of a split's pairs.
+
+        Raises:
+          DataError: There is no such split, or a shard is missing or incomplete.
+        """
+        entry = self._split(split)
+        paths = sorted((self.directory / "pairs").glob(f"{split}-*.array_record"))
+        longest = {side: entry[side]["longest"] for side in ("source", "target")}
+        if not paths or len(pairs := Pairs(paths, longest)) != entry["pairs"]:
+            raise DataError(
+                f"{self.directory}/pairs lacks some of the {entry['pairs']} pairs of {split}: "
+                "delete the directory and prepare the data again"
+            )
+        return pairs
+
+    def examples(self, split: str) -> list[Example]:
+        """Texts and all references of validation or test, in the source's order, none dropped.
+
+        Raises:
+          DataError: There is no such split, or it is train, whose texts are not kept.
+        """
+        self._split(split)
+        path = self.directory / "examples" / f"{split}.array_record"
+        if not path.is_file():
+            raise DataError(f"{path} is missing: texts are kept of validation and test only")
+        records = array_record_data_source.ArrayRecordDataSource([str(path)])
+        texts = map(msgpack.unpackb, records.__getitems__(range(len(records))))
+        return [Example(source, tuple(targets)) for source, targets in texts]
+
+    def _split(self, split: str) -> dict[str, Any]:
+        if split not in self.manifest["splits"]:
+            there = ", ".join(self.manifest["splits"])
+            raise DataError(f"{self.directory} has no split {split!r}; there are: {there}")
+        return self.manifest["splits"][split]

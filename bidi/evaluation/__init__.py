@@ -1,0 +1,1 @@
+"""Scores of hypotheses: error rates, BLEU, chrF, accuracy from each end, significance."""

@@ -1,0 +1,41 @@
+"""How a trained model is scored."""
+
+import dataclasses
+from typing import Literal
+
+import gin
+
+
+@gin.configurable("Evaluation")
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The scoring.
+
+    Attributes:
+        metric: what choices on the validation split are made by: word error rate (the whole output
+            right or wrong, as for pronunciations) or BLEU.
+        batch_tokens: source tokens, padding included, that are searched at once.
+        samples: outputs of the split, from its first, that are shown in full.
+    """
+
+    metric: Literal["wer", "bleu"] = "bleu"
+    batch_tokens: int = 4096
+    samples: int = 5
+
+
+@gin.configurable("Agreement")
+@dataclasses.dataclass(frozen=True)
+class AgreementConfig:
+    """Rescoring of n-best lists by both directions; see `bidi.evaluation.agreement`.
+
+    Attributes:
+        rescore: whether outputs are chosen so.
+        n_best: hypotheses of each direction that are candidates.
+        weights: choices for the weight of the L2R log-probability against the R2L one.
+        alphas: choices for the exponent of the length penalty over the sum.
+    """
+
+    rescore: bool = False
+    n_best: int = 4
+    weights: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    alphas: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)

@@ -1,0 +1,84 @@
+"""An experiment: every config that its gin files may set, in one tree."""
+
+import dataclasses
+import pathlib
+
+from bidi import config
+from bidi.data.pipeline import BatchConfig
+from bidi.data.prepare import DataConfig
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import Vocabulary
+from bidi.evaluation.config import AgreementConfig, EvaluationConfig
+from bidi.models.config import TransformerConfig
+from bidi.models.transformer import Transformer
+from bidi.search.beam_search import SearchConfig
+from bidi.training.config import TrainingConfig
+from bidi.training.optimizer import OptimizerConfig
+
+CONFIG_FILE = "config.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What `build` makes of the gin files; each part's own docstring describes it."""
+
+    data: DataConfig
+    streams: Streams
+    batches: BatchConfig
+    model: TransformerConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    search: SearchConfig
+    agreement: AgreementConfig
+    evaluation: EvaluationConfig
+
+    def make_model(self, source: Vocabulary, target: Vocabulary) -> Transformer:
+        """The model, for these vocabularies."""
+        joint = self.data.target_vocabulary is None
+        return Transformer(
+            config=self.model,
+            ways=len(self.streams.directions),
+            target_vocabulary=target.size,
+            source_vocabulary=None if joint else source.size,
+        )
+
+
+def build() -> Experiment:
+    """Constructs every config by gin; ValueError where two of them contradict each other."""
+    experiment = Experiment(
+        data=DataConfig(),
+        streams=Streams(),
+        batches=BatchConfig(),
+        model=TransformerConfig(),
+        optimizer=OptimizerConfig(),
+        training=TrainingConfig(),
+        search=SearchConfig(),
+        agreement=AgreementConfig(),
+        evaluation=EvaluationConfig(),
+    )
+    experiment.search.make_coupling(len(experiment.streams.directions))
+    if experiment.streams.ways != "both" and experiment.model.interaction != "none":
+        raise ValueError(
+            f"Transformer.interaction = {experiment.model.interaction!r} needs two directions, but "
+            f"Streams.ways = {experiment.streams.ways!r}; use 'both', or interaction 'none'"
+        )
+    if experiment.search.coupling != "none" and experiment.model.interaction == "none":
+        raise ValueError(
+            f"Search.coupling = {experiment.search.coupling!r} couples streams that read each "
+            "other, but Transformer.interaction = 'none'; use coupling 'none'"
+        )
+    return experiment
+
+
+def load_run(workdir: str, bindings: list[str]) -> Experiment:
+    """The experiment that a workdir was trained with, with changed values if any.
+
+    Raises:
+        FileNotFoundError: it is no workdir of a training run.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--workdir={workdir} holds no {CONFIG_FILE}: it is no workdir of bidi.train"
+        )
+    return config.load(build, [str(path)], bindings)

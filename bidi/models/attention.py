@@ -1,0 +1,127 @@
+"""One attention for history and future, the masks it reads, and what joins the two.
+
+Letters: B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E head width,
+D model; N any leading axes.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+FusionName = Literal["tanh", "linear", "gate", "concat"]
+
+
+def attend(q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scaled dot-product attention with a float32 softmax.
+
+    Args:
+        q_NHTE: queries; any leading axes N, the same for all.
+        k_NHSE: keys.
+        v_NHSE: values.
+        mask: bool, broadcastable to [N, H, T, S], true where a query sees a key.
+
+    Returns:
+        [N, H, T, E]; exactly zero for a query that sees nothing.
+    """
+    logits_NHTS = jnp.einsum("...te,...se->...ts", q_NHTE * q_NHTE.shape[-1] ** -0.5, k_NHSE)
+    logits_NHTS = jnp.where(mask, logits_NHTS.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    # Where all is masked the softmax is uniform: the second `where` makes it nothing.
+    weights_NHTS = jnp.where(mask, jax.nn.softmax(logits_NHTS, axis=-1), 0.0)
+    return jnp.einsum("...ts,...se->...te", weights_NHTS.astype(v_NHSE.dtype), v_NHSE)
+
+
+def attend_both(
+    q_NWHTE: jax.Array, k_NWHSE: jax.Array, v_NWHSE: jax.Array, mask_both: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """History and future in one call: each way's keys are read by its own and the other's queries.
+
+    Args:
+        q_NWHTE: queries of each way; W is the fourth axis from the end.
+        k_NWHSE: keys of each way.
+        v_NWHSE: values of each way.
+        mask_both: bool [N, W, 1, 2T, S] for the keys of way w: its own queries, then the other's.
+
+    Returns:
+        What each way reads of itself and of the other, two of [N, W, H, T, E].
+    """
+    steps = q_NWHTE.shape[-2]
+    queries = jnp.concatenate([q_NWHTE, jnp.flip(q_NWHTE, axis=-4)], axis=-2)
+    read = attend(queries, k_NWHSE, v_NWHSE, mask_both)
+    return read[..., :steps, :], jnp.flip(read[..., steps:, :], axis=-4)
+
+
+def history_mask(segments_BPWT: jax.Array) -> jax.Array:
+    """Who sees whom within a stream: bool [B, P, W, 1, T, T]."""
+    return _causal_mask(segments_BPWT, segments_BPWT)
+
+
+def both_mask(segments_BPWT: jax.Array) -> jax.Array:
+    """`history_mask` and, below it, what the other way's queries see: bool [B, P, W, 1, 2T, T].
+
+    At step t a stream sees the other's inputs 0 .. t: what it had written before this step
+    (SB-NMT's mask, the diagonal included).
+    """
+    other_BPWT = jnp.flip(segments_BPWT, axis=2)
+    return jnp.concatenate(
+        [history_mask(segments_BPWT), _causal_mask(other_BPWT, segments_BPWT)], axis=-2
+    )
+
+
+def _causal_mask(queries_BPWT: jax.Array, keys_BPWT: jax.Array) -> jax.Array:
+    steps = queries_BPWT.shape[-1]
+    same = queries_BPWT[..., :, None] == keys_BPWT[..., None, :]
+    present = keys_BPWT[..., None, :] != 0
+    causal = jnp.tril(jnp.ones((steps, steps), bool))[None, None, None]
+    return (same & present & causal)[:, :, :, None]
+
+
+def source_mask(queries_BT: jax.Array, source_segments_BS: jax.Array) -> jax.Array:
+    """Who sees which source token: the same segment, not padding. bool [B, 1, T, S]."""
+    same = queries_BT[:, :, None] == source_segments_BS[:, None, :]
+    return (same & (source_segments_BS[:, None, :] != 0))[:, None]
+
+
+def split_heads(x_NTD: jax.Array, heads: int) -> jax.Array:
+    """[N, T, D] -> [N, H, T, E]."""
+    x_NTHE = x_NTD.reshape(*x_NTD.shape[:-1], heads, x_NTD.shape[-1] // heads)
+    return x_NTHE.swapaxes(-3, -2)
+
+
+def merge_heads(x_NHTE: jax.Array) -> jax.Array:
+    """[N, H, T, E] -> [N, T, D]."""
+    x_NTHE = x_NHTE.swapaxes(-3, -2)
+    return x_NTHE.reshape(*x_NTHE.shape[:-2], -1)
+
+
+class Fusion(nn.Module):
+    """Joins what a stream reads of itself with what it reads of the other.
+
+    Attributes:
+        kind: `tanh`, h + weight * tanh(f) (SB-NMT); `linear`, h + weight * f; `gate`, r * h + z * f
+            with r, z = sigmoid(W [h; f]); `concat`, W [h; f].
+        weight: of the future term in `tanh` and `linear`.
+        dropout: rate on the future term, in training.
+        train: whether dropout is on.
+    """
+
+    kind: FusionName
+    weight: float
+    dropout: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, history_TD: jax.Array, future_TD: jax.Array) -> jax.Array:
+        """Both [..., D] -> [..., D]."""
+        future_TD = nn.Dropout(self.dropout, deterministic=not self.train)(future_TD)
+        if self.kind == "tanh":
+            return history_TD + self.weight * jnp.tanh(future_TD)
+        if self.kind == "linear":
+            return history_TD + self.weight * future_TD
+        size = history_TD.shape[-1]
+        both = jnp.concatenate([history_TD, future_TD], axis=-1)
+        if self.kind == "concat":
+            return nn.Dense(size, use_bias=False, dtype=both.dtype, name="join")(both)
+        gates = nn.sigmoid(nn.Dense(2 * size, dtype=both.dtype, name="gates")(both))
+        return gates[..., :size] * history_TD + gates[..., size:] * future_TD

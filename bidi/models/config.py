@@ -1,0 +1,65 @@
+"""The shape of a model, and the modules that follow from it.
+
+Letters: B batch, P pairs, W ways, D model, F feed-forward.
+"""
+
+import dataclasses
+from typing import Literal
+
+import gin
+import jax.numpy as jnp
+
+from bidi.models.attention import FusionName
+
+
+@gin.configurable("Transformer")
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of the model.
+
+    Attributes:
+        encoder_layers: number of encoder layers.
+        decoder_layers: number of decoder layers.
+        model_size: D.
+        heads: attention heads, a divisor of `model_size`.
+        feedforward_size: F.
+        dropout: rate on embeddings and on the output of every sublayer.
+        norm: layer normalisation before each sublayer or after it.
+        tied_embeddings: one matrix for what the decoder reads and what it predicts, and for the
+            source too where the vocabulary is joint.
+        dtype: of activations; parameters, softmax and loss are float32.
+        interaction: where a stream reads the other: nowhere, once above the decoder (Su 2019), or
+            in the self-attention of every layer (SB-NMT).
+        fusion: how history and future are joined, see `attention.Fusion`.
+        fusion_weight: of the future term in `tanh` and `linear`; SB-NMT has 0.1.
+        future_dropout: rate on the future term; SB-NMT has 0.3.
+        own_decoders: a decoder for each direction (embeddings and output are shared, as in Su
+            2019) instead of one for both.
+    """
+
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    model_size: int = 256
+    heads: int = 4
+    feedforward_size: int = 1024
+    dropout: float = 0.1
+    norm: Literal["pre", "post"] = "pre"
+    tied_embeddings: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    interaction: Literal["none", "top", "layers"] = "none"
+    fusion: FusionName = "tanh"
+    fusion_weight: float = 0.1
+    future_dropout: float = 0.3
+    own_decoders: bool = False
+
+    def __post_init__(self):
+        if self.model_size % (2 * self.heads):
+            raise ValueError(
+                f"Transformer.model_size = {self.model_size} is no multiple of twice "
+                f"Transformer.heads = {self.heads}"
+            )
+
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """`dtype` as jax knows it."""
+        return jnp.dtype(self.dtype)

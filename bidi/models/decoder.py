@@ -1,0 +1,256 @@
+"""The decoder: streams that run side by side and may read each other.
+
+Letters: B batch, P pairs, W ways, G decoders (1 shared, or W own ones), R ways of one (W / G),
+S source or cached steps, T target steps, H heads, E head width, D model.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bidi.models.attention import (
+    attend,
+    attend_both,
+    merge_heads,
+    source_mask,
+    split_heads,
+)
+from bidi.models.config import TransformerConfig
+from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way
+
+Cache = dict[str, Any]
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What all layers of one call of the decoder share.
+
+    Attributes:
+        self_mask: `attention.both_mask` where streams read each other, else
+            `attention.history_mask`; of the cached steps when there is a cache.
+        source_mask: bool, broadcastable to [B, G, H, R * P * T, S].
+        step: where in the cache these steps stand; None for whole streams.
+        interact: whether the streams read each other.
+        train: whether dropout is on.
+    """
+
+    self_mask: jax.Array
+    source_mask: jax.Array
+    step: jax.Array | None
+    interact: bool
+    train: bool
+
+
+def read_streams(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache | None, call: Call
+) -> tuple[jax.Array, jax.Array, Cache | None]:
+    """What each stream reads of itself and of the other, both [B, P, W, T, D], and the cache.
+
+    The second is zero where the streams do not read each other. Queries, keys and values are
+    [B, P, W, H, T, E]; with a cache, its steps are read with these written at `call.step`.
+    """
+    if cache is not None:
+        k = jax.lax.dynamic_update_slice_in_dim(cache["keys"], k, call.step, axis=4)
+        v = jax.lax.dynamic_update_slice_in_dim(cache["values"], v, call.step, axis=4)
+        cache = {"keys": k, "values": v}
+    if call.interact:
+        history, future = attend_both(q, k, v, call.self_mask)
+        return merge_heads(history), merge_heads(future), cache
+    history = merge_heads(attend(q, k, v, call.self_mask))
+    return history, jnp.zeros_like(history), cache
+
+
+class SelfAttention(nn.Module):
+    """A stream reads itself and, where the interaction is in the layers, the other.
+
+    [B, P, W, T, D] -> [B, P, W, T, D].
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
+    ) -> tuple[jax.Array, Cache | None]:
+        config, dtype = self.config, x_BPWTD.dtype
+        dense = per_way(nn.Dense, config.own_decoders)
+        qkv = dense(3 * config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
+        q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
+        history, future, cache = read_streams(q, k, v, cache, call)
+        if config.interaction == "layers":
+            history = make_fusion(config, call.train)(history, future)
+        return dense(config.model_size, dtype=dtype, name="out")(history), cache
+
+
+class TopInteraction(nn.Module):
+    """The streams read each other's final states, once, above the decoder (Su 2019).
+
+    [B, P, W, T, D] -> [B, P, W, T, D].
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
+    ) -> tuple[jax.Array, Cache | None]:
+        config = self.config
+        dense = per_way(nn.Dense, config.own_decoders)
+        qkv = dense(3 * config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
+        q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
+        _, future, cache = read_streams(q, k, v, cache, call)
+        return make_fusion(config, call.train)(x_BPWTD, future), cache
+
+
+class SourceAttention(nn.Module):
+    """Streams read the source; its keys and values are made once a sentence, not once a pair."""
+
+    config: TransformerConfig
+    ways: int
+
+    def setup(self):
+        size, own = self.config.model_size, self.config.own_decoders
+        dtype = self.config.activation_dtype
+        self.q = per_way(nn.Dense, own)(size, dtype=dtype)
+        self.out = per_way(nn.Dense, own)(size, dtype=dtype)
+        dense = nn.Dense
+        if own:
+            dense = nn.vmap(
+                nn.Dense,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=None,
+                out_axes=1,
+                axis_size=self.ways,
+            )
+        self.kv = dense(2 * size, dtype=dtype)
+
+    def project(self, encoded_BSD: jax.Array) -> KeysValues:
+        """Keys and values of each decoder, [B, G, H, S, E]."""
+        kv = self.kv(encoded_BSD)
+        kv_BGSD = kv if self.config.own_decoders else kv[:, None]
+        keys, values = jnp.split(kv_BGSD, 2, axis=-1)
+        return split_heads(keys, self.config.heads), split_heads(values, self.config.heads)
+
+    def __call__(self, x_BPWTD: jax.Array, source: KeysValues, call: Call) -> jax.Array:
+        """[B, P, W, T, D] -> [B, P, W, T, D]."""
+        keys_BGHSE, values_BGHSE = source
+        queries = group_by_decoder(
+            split_heads(self.q(x_BPWTD), self.config.heads), keys_BGHSE.shape[1]
+        )
+        read = attend(queries, keys_BGHSE, values_BGHSE, call.source_mask)
+        return self.out(merge_heads(ungroup(read, x_BPWTD.shape)))
+
+
+def group_by_decoder(x_BPWHTE: jax.Array, decoders: int) -> jax.Array:
+    """All queries of a sentence that read the same keys in one axis: [B, G, H, R * P * T, E]."""
+    batch, pairs, ways, heads, steps, width = x_BPWHTE.shape
+    x = x_BPWHTE.reshape(batch, pairs, decoders, ways // decoders, heads, steps, width)
+    return x.transpose(0, 2, 4, 3, 1, 5, 6).reshape(batch, decoders, heads, -1, width)
+
+
+def ungroup(x: jax.Array, shape_BPWTD: tuple[int, ...]) -> jax.Array:
+    """Undoes `group_by_decoder`: [B, G, H, R * P * T, E] -> [B, P, W, H, T, E]."""
+    batch, pairs, ways, steps, _ = shape_BPWTD
+    _, decoders, heads, _, width = x.shape
+    x = x.reshape(batch, decoders, heads, ways // decoders, pairs, steps, width)
+    return x.transpose(0, 4, 1, 3, 2, 5, 6).reshape(batch, pairs, ways, heads, steps, width)
+
+
+def stream_source_mask(
+    segments_BPWT: jax.Array, source_segments_BS: jax.Array, decoders: int
+) -> jax.Array:
+    """`attention.source_mask` for queries laid by `group_by_decoder`: [B, G, 1, R * P * T, S]."""
+    segments_BPW1T1 = segments_BPWT[:, :, :, None, :, None]
+    queries_BGT = group_by_decoder(segments_BPW1T1, decoders)[:, :, 0, :, 0]
+    return jax.vmap(source_mask, in_axes=(1, None), out_axes=1)(queries_BGT, source_segments_BS)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention with or without the other stream, source attention, feed-forward."""
+
+    config: TransformerConfig
+    ways: int
+
+    def setup(self):
+        self.source_attention = SourceAttention(self.config, self.ways)
+
+    @nn.compact
+    def __call__(
+        self, x_BPWTD: jax.Array, source: KeysValues, cache: Cache | None, call: Call
+    ) -> tuple[jax.Array, Cache | None]:
+        config, own = self.config, self.config.own_decoders
+        new_cache = cache
+
+        def self_attention(y_BPWTD: jax.Array) -> jax.Array:
+            nonlocal new_cache
+            y_BPWTD, new_cache = SelfAttention(config, name="self_attention")(y_BPWTD, cache, call)
+            return y_BPWTD
+
+        residual = Residual(config, own=own, train=call.train)
+        x_BPWTD = residual(x_BPWTD, self_attention, "self_attention_norm")
+        x_BPWTD = residual(
+            x_BPWTD, lambda y: self.source_attention(y, source, call), "source_attention_norm"
+        )
+        feedforward = per_way(FeedForward, own)(config.feedforward_size, name="feedforward")
+        return residual(x_BPWTD, feedforward, "feedforward_norm"), new_cache
+
+
+class Decoder(nn.Module):
+    """Embedded streams to the states from which tokens are predicted."""
+
+    config: TransformerConfig
+    ways: int
+
+    def setup(self):
+        self.layers = [
+            DecoderLayer(self.config, self.ways) for _ in range(self.config.decoder_layers)
+        ]
+        if self.config.norm == "pre":
+            self.norm = per_way(nn.LayerNorm, self.config.own_decoders)(
+                dtype=self.config.activation_dtype
+            )
+        if self.config.interaction == "top":
+            self.top = TopInteraction(self.config)
+
+    def project_source(self, encoded_BSD: jax.Array) -> list[KeysValues]:
+        """The source's keys and values for each layer."""
+        return [layer.source_attention.project(encoded_BSD) for layer in self.layers]
+
+    def __call__(
+        self, x_BPWTD: jax.Array, source: list[KeysValues], cache: Cache | None, call: Call
+    ) -> tuple[jax.Array, Cache | None]:
+        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it."""
+        caches = {}
+        alone = dataclasses.replace(call, interact=False, self_mask=history_part(call, x_BPWTD))
+        in_layers = call if self.config.interaction == "layers" else alone
+        for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):
+            name = f"layers_{index}"
+            layer_cache = None if cache is None else cache[name]
+            x_BPWTD, caches[name] = layer(x_BPWTD, keys_values, layer_cache, in_layers)
+        if self.config.norm == "pre":
+            x_BPWTD = self.norm(x_BPWTD)
+        if self.config.interaction == "top":
+            top_cache = None if cache is None else cache["top"]
+            x_BPWTD, caches["top"] = self.top(x_BPWTD, top_cache, call)
+        return x_BPWTD, None if cache is None else caches
+
+    def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
+        """Room for so many steps of every pair, leaves [B, P, W, H, T, E]."""
+        config = self.config
+        width = config.model_size // config.heads
+        shape = (batch, pairs, self.ways, config.heads, steps, width)
+        names = [f"layers_{layer}" for layer in range(config.decoder_layers)]
+        if config.interaction == "top":
+            names.append("top")
+        room = jnp.zeros(shape, config.activation_dtype)
+        return {name: {"keys": room, "values": room} for name in names}
+
+
+def history_part(call: Call, x_BPWTD: jax.Array) -> jax.Array:
+    """The rows of the mask that belong to a stream's own queries."""
+    return call.self_mask[..., : x_BPWTD.shape[3], :]

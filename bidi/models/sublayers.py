@@ -1,0 +1,75 @@
+"""What encoder and decoder layers are put together from.
+
+Letters: B batch, P pairs, W ways, T steps, D model, F feed-forward.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bidi.models.attention import Fusion
+from bidi.models.config import TransformerConfig
+
+
+def per_way(module: type[nn.Module], own: bool) -> type[nn.Module]:
+    """The module; if `own`, with parameters for each way, the third axis of [B, P, W, ...]."""
+    if not own:
+        return module
+    return nn.vmap(
+        module,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=2,
+        out_axes=2,
+    )
+
+
+def make_fusion(config: TransformerConfig, train: bool) -> nn.Module:
+    """The configured way to join history and future, both [B, P, W, T, D]."""
+    return per_way(Fusion, config.own_decoders)(
+        kind=config.fusion,
+        weight=config.fusion_weight,
+        dropout=config.future_dropout,
+        train=train,
+        name="fusion",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """Residual connection, normalisation and dropout around a sublayer, pre- or post-norm."""
+
+    config: TransformerConfig
+    own: bool
+    train: bool
+
+    def __call__(
+        self, x_TD: jax.Array, sublayer: Callable[[jax.Array], jax.Array], norm: str
+    ) -> jax.Array:
+        """`sublayer` maps [..., T, D] to [..., T, D]; `norm` names its normalisation."""
+        normalise = per_way(nn.LayerNorm, self.own)(dtype=x_TD.dtype, name=norm)
+        drop = nn.Dropout(self.config.dropout, deterministic=not self.train)
+        if self.config.norm == "pre":
+            return x_TD + drop(sublayer(normalise(x_TD)))
+        return normalise(x_TD + drop(sublayer(x_TD)))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with a rectifier between: [..., D] -> [..., D]."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x_TD: jax.Array) -> jax.Array:
+        hidden_TF = nn.relu(nn.Dense(self.size, dtype=x_TD.dtype, name="in")(x_TD))
+        return nn.Dense(x_TD.shape[-1], dtype=x_TD.dtype, name="out")(hidden_TF)
+
+
+def sinusoidal_positions(positions: jax.Array, size: int) -> jax.Array:
+    """Vaswani et al. 2017, section 3.5: [...] int -> [..., size] float32, sines then cosines."""
+    rates = 10_000.0 ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
+    angles = positions.astype(jnp.float32)[..., None] * rates.reshape(*(1,) * positions.ndim, -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,0 +1,178 @@
+"""A Transformer whose decoder writes pairs of streams that may read each other.
+
+One decoder serves training (whole streams, P = 1), rescoring (whole streams, P candidates) and
+search (one step with a cache).
+
+Letters: B batch, P pairs, W ways, S source steps, T target steps, D model, V vocabulary.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from bidi.models.attention import both_mask, history_mask
+from bidi.models.config import TransformerConfig
+from bidi.models.decoder import Cache, Call, Decoder, KeysValues, stream_source_mask
+from bidi.models.encoder import Encoder
+from bidi.models.sublayers import sinusoidal_positions
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Source:
+    """A batch of encoded sources: what the decoder reads of them.
+
+    Attributes:
+        keys_values: of each decoder layer, two of [B, G, H, S, E].
+        segments_BS: int32, 0 for padding.
+    """
+
+    keys_values: list[KeysValues]
+    segments_BS: jax.Array
+
+
+class Transformer(nn.Module):
+    """Encoder, decoder and embeddings.
+
+    Attributes:
+        config: see `TransformerConfig`.
+        ways: W, directions that the decoder writes.
+        target_vocabulary: V.
+        source_vocabulary: size of the source's own vocabulary; None where the vocabulary is joint.
+    """
+
+    config: TransformerConfig
+    ways: int
+    target_vocabulary: int
+    source_vocabulary: int | None = None
+
+    def setup(self):
+        config = self.config
+        joint = self.source_vocabulary is None
+
+        def embedding(size: int) -> nn.Embed:
+            init = nn.initializers.normal(config.model_size**-0.5)
+            return nn.Embed(size, config.model_size, embedding_init=init)
+
+        self.target_embedding = embedding(self.target_vocabulary)
+        if joint and config.tied_embeddings:
+            self.source_embedding = self.target_embedding
+        else:
+            self.source_embedding = embedding(
+                self.target_vocabulary if self.source_vocabulary is None else self.source_vocabulary
+            )
+        if not config.tied_embeddings:
+            self.output = nn.Dense(self.target_vocabulary, use_bias=False, dtype=jnp.float32)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, self.ways)
+        self.drop = nn.Dropout(config.dropout)
+
+    def __call__(self, batch: Batch, train: bool = False, interact: bool = True) -> jax.Array:
+        """Logits of the labels.
+
+        Args:
+            batch: the batch dict of DESIGN: `source`, `source_segments`, `source_positions`
+                [B, S], `inputs`, `segments`, `positions` [B, W, T], all int32.
+            train: whether dropout is on; then needs the rng `dropout`.
+            interact: False lets the streams of an interacting model run alone.
+
+        Returns:
+            float32 [B, W, T, V].
+        """
+        source = self.encode(
+            batch["source"], batch["source_segments"], batch["source_positions"], train
+        )
+        streams = (batch[key][:, None] for key in ("inputs", "segments", "positions"))
+        return self.decode(source, *streams, train=train, interact=interact)[:, 0]
+
+    def encode(
+        self,
+        source_BS: jax.Array,
+        segments_BS: jax.Array,
+        positions_BS: jax.Array,
+        train: bool = False,
+    ) -> Source:
+        """Reads the sources, once for all that is written of them."""
+        x_BSD = self._embed(self.source_embedding, source_BS, positions_BS, train)
+        encoded_BSD = self.encoder(x_BSD, segments_BS, train)
+        return Source(self.decoder.project_source(encoded_BSD), segments_BS)
+
+    def decode(
+        self,
+        source: Source,
+        inputs_BPWT: jax.Array,
+        segments_BPWT: jax.Array,
+        positions_BPWT: jax.Array,
+        train: bool = False,
+        interact: bool = True,
+    ) -> jax.Array:
+        """Prices whole streams: float32 logits [B, P, W, T, V]."""
+        interact = self._interacts(interact)
+        call = Call(
+            self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
+            source_mask=stream_source_mask(segments_BPWT, source.segments_BS, self._decoders),
+            step=None,
+            interact=interact,
+            train=train,
+        )
+        x_BPWTD = self._embed(self.target_embedding, inputs_BPWT, positions_BPWT, train)
+        x_BPWTD, _ = self.decoder(x_BPWTD, source.keys_values, None, call)
+        return self._logits(x_BPWTD)
+
+    def start(self, batch: Batch) -> Source:
+        """`encode` of a batch dict's sources, for search."""
+        return self.encode(batch["source"], batch["source_segments"], batch["source_positions"])
+
+    def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
+        """A cache for `decode_step`, leaves [B, P, W, H, steps, E]."""
+        return self.decoder.empty_cache(batch, pairs, steps)
+
+    def decode_step(
+        self,
+        source: Source,
+        cache: Cache,
+        tokens_BPW: jax.Array,
+        step: jax.Array,
+        interact: bool = True,
+    ) -> tuple[jax.Array, Cache]:
+        """Prices the token after `tokens_BPW`, the `step`-th of their streams.
+
+        Returns:
+            Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.
+        """
+        interact = self._interacts(interact)
+        steps_S = jnp.arange(jax.tree.leaves(cache)[0].shape[4])
+        seen = (steps_S <= step)[None, None, None, None, None]
+        call = Call(
+            self_mask=jnp.concatenate([seen, seen], axis=-2) if interact else seen,
+            source_mask=(source.segments_BS != 0)[:, None, None, None],
+            step=step,
+            interact=interact,
+            train=False,
+        )
+        positions_1111 = jnp.reshape(step, (1, 1, 1, 1))
+        x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_1111, False)
+        x_BPW1D, cache = self.decoder(x_BPW1D, source.keys_values, cache, call)
+        return nn.log_softmax(self._logits(x_BPW1D)[..., 0, :]), cache
+
+    @property
+    def _decoders(self) -> int:
+        return self.ways if self.config.own_decoders else 1
+
+    def _interacts(self, asked: bool) -> bool:
+        return asked and self.ways == 2 and self.config.interaction != "none"
+
+    def _embed(
+        self, embedding: nn.Embed, tokens: jax.Array, positions: jax.Array, train: bool
+    ) -> jax.Array:
+        size = self.config.model_size
+        x = embedding(tokens) * size**0.5 + sinusoidal_positions(positions, size)
+        return self.drop(x.astype(self.config.activation_dtype), deterministic=not train)
+
+    def _logits(self, x_D: jax.Array) -> jax.Array:
+        if not self.config.tied_embeddings:
+            return self.output(x_D)
+        embedding_VD = self.target_embedding.embedding.astype(x_D.dtype)
+        return jnp.einsum("...d,vd->...v", x_D, embedding_VD, preferred_element_type=jnp.float32)

@@ -1,0 +1,1 @@
+"""Beam search over pairs of streams: it knows nothing of models."""

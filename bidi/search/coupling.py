@@ -1,0 +1,127 @@
+"""How hypotheses of the two directions are combined into the pairs that a model runs.
+
+Letters: B batch, P pairs, W ways, K hypotheses a direction, V vocabulary.
+"""
+
+import dataclasses
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+CouplingName = Literal["none", "paired", "product"]
+
+
+class Coupling(Protocol):
+    """The way between hypotheses [B, W, K] and pairs [B, P, W]."""
+
+    @property
+    def hypotheses(self) -> int:
+        """K, the alive hypotheses of each direction."""
+
+    @property
+    def pairs(self) -> int:
+        """P, the pairs that the model runs."""
+
+    def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
+        """A value of each hypothesis, laid out [B, P, W] by the pairs they stand in."""
+
+    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
+        """What each next token is worth to each hypothesis, [B, W, K, V]; `alive_BWK` is bool."""
+
+    def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
+        """For each new pair and way, the old pair whose cache it goes on with: int32 [B, P, W]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRank:
+    """The k-th hypothesis of one direction beside the k-th of the other (SB-NMT).
+
+    Where the streams do not read each other (coupling `none`) a pair is only a place in the batch.
+    After a new ranking a stream's cache stays its own, though deeper entries were computed beside
+    a former partner: the approximation that SB-NMT makes. It is exact where a stream's keys and
+    values do not depend on its partner: interaction `none` or `top`, or one decoder layer.
+    """
+
+    hypotheses: int
+
+    @property
+    def pairs(self) -> int:
+        return self.hypotheses
+
+    def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
+        return values_BWK.swapaxes(1, 2)
+
+    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
+        return log_probs_BPWV.swapaxes(1, 2)
+
+    def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
+        return parents_BWK.swapaxes(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Every L2R x R2L combination; a token's probability is the mean over the partners (Su 2019).
+
+    Pair p holds L2R hypothesis p // K and R2L hypothesis p % K. The pair of two parents was itself
+    run a step before, so a pair's cache is always exactly that of its two prefixes.
+    """
+
+    hypotheses: int
+
+    @property
+    def pairs(self) -> int:
+        return self.hypotheses**2
+
+    def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
+        left_P, right_P = divmod(jnp.arange(self.pairs), self.hypotheses)
+        return jnp.stack([values_BWK[:, 0, left_P], values_BWK[:, 1, right_P]], axis=-1)
+
+    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
+        batch, _, ways, vocabulary = log_probs_BPWV.shape
+        k = self.hypotheses
+        log_probs_BKKWV = log_probs_BPWV.reshape(batch, k, k, ways, vocabulary)
+        left_BKV = _log_mean(log_probs_BKKWV[..., 0, :], alive_BWK[:, 1, None, :, None], axis=2)
+        right_BKV = _log_mean(log_probs_BKKWV[..., 1, :], alive_BWK[:, 0, :, None, None], axis=1)
+        return jnp.stack([left_BKV, right_BKV], axis=1)
+
+    def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
+        parents_BPW = self.to_pairs(parents_BWK)
+        parents_BP = parents_BPW[..., 0] * self.hypotheses + parents_BPW[..., 1]
+        return jnp.stack([parents_BP, parents_BP], axis=-1)
+
+
+def _log_mean(log_probs: jax.Array, counted: jax.Array, axis: int) -> jax.Array:
+    """Log of the mean probability over the counted entries of an axis, at most 0."""
+    total = jax.nn.logsumexp(jnp.where(counted, log_probs, -jnp.inf), axis=axis)
+    count = counted.sum(axis=axis).astype(log_probs.dtype)
+    # Rounding may lift the mean above 1, on which the search's bound relies.
+    return jnp.minimum(total - jnp.log(jnp.maximum(count, 1)), 0.0)
+
+
+def make_coupling(name: CouplingName, beam_size: int, ways: int) -> Coupling:
+    """The coupling of a name.
+
+    Args:
+        name: `none`, `paired` or `product`.
+        beam_size: hypotheses of each direction; of both together for `paired`.
+        ways: 1 or 2 directions.
+
+    Raises:
+        ValueError: the name needs two directions, or an even beam.
+    """
+    if name == "none":
+        return ByRank(beam_size)
+    if ways != 2:
+        raise ValueError(
+            f"Search.coupling = {name!r} needs a model of two directions, this one has {ways}; "
+            "use 'none'"
+        )
+    if name == "product":
+        return Product(beam_size)
+    if beam_size % 2:
+        raise ValueError(
+            f"Search.beam_size = {beam_size} is odd, but coupling 'paired' gives each direction "
+            "half of the beam; use an even number"
+        )
+    return ByRank(beam_size // 2)

@@ -1,0 +1,35 @@
+"""Trains: python -m bidi.train --gin_file=... --workdir=... [--gin.NAME=value ...].
+
+The same command again goes on where the run stopped; SIGTERM or Ctrl-C save first.
+"""
+
+import pathlib
+
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.training import loop
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; new, or one to go on with.")
+
+
+def main(bindings: list[str]) -> None:
+    """Loads the experiment and trains it."""
+    loaded = config.load(experiment.build, verb.gin_files(), bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    if not _WORKDIR.value:
+        raise verb.UserError("--workdir is missing: where shall the run live?")
+    try:
+        outcome = loop.train(loaded, pathlib.Path(_WORKDIR.value))
+    except (loop.CannotResumeError, FloatingPointError) as error:
+        raise verb.UserError(str(error)) from None
+    if not outcome.finished:
+        print(
+            f"Stopped at step {outcome.step} of {loaded.training.steps}; the same command goes on"
+        )
+
+
+if __name__ == "__main__":
+    verb.run("bidi.train", main)

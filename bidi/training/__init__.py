@@ -1,0 +1,1 @@
+"""The trainer: loss, optimiser, step, partitioner, checkpoints, loop."""

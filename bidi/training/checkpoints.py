@@ -1,0 +1,154 @@
+"""Checkpoints: state, data position and metrics, saved and restored together by Orbax."""
+
+import logging
+import pathlib
+from typing import Any
+
+import grain
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from bidi.training.step import TrainState
+
+log = logging.getLogger(__name__)
+
+_LOSS = "validation_loss"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    The newest are kept and, beside them, the one with the lowest validation loss.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        """Opens `workdir/checkpoints`, new or not."""
+        self.directory = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[_LOSS],
+                best_mode="min",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(keep),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[_LOSS],
+                            reverse=True,
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(
+        self, state: TrainState, data: Any, progress: dict[str, Any], loss: float | None
+    ) -> None:
+        """Saves in the background.
+
+        Args:
+            state: may be donated as soon as this returns.
+            data: a Grain iterator, saved with its place.
+            progress: JSON, what must fit on a restore.
+            loss: on the validation split at this very step, or None.
+        """
+        items = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardSave(item) for name, item in items.items() if item},
+                data=grain.checkpoint.CheckpointSave(data),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=None if loss is None else {_LOSS: loss},
+            force=True,
+        )
+
+    def restore_latest(
+        self, state: TrainState, data: Any
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """State and progress of the newest checkpoint that can be read; None if there is none.
+
+        Checkpoints that cannot be read are said and set aside, under a name of their own.
+
+        Args:
+            state: of the shapes and on the devices that the restored one shall have.
+            data: a Grain iterator, set to the place saved.
+
+        Raises:
+            RuntimeError: there are checkpoints, and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        failures = []
+        for step in steps:
+            try:
+                restored = self._restore(step, state, data)
+            except Exception as error:  # damage shows as errors of many libraries
+                failures.append(f"step {step}: {type(error).__name__}: {str(error)[:200]}")
+                log.error("Checkpoint of %s cannot be read; trying the one before", failures[-1])
+                continue
+            self._set_aside([failed for failed in steps if failed > step])
+            return restored
+        if failures:
+            raise RuntimeError(
+                f"None of the checkpoints in {self.directory} can be read:\n" + "\n".join(failures)
+            )
+        return None
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss, None where there is none."""
+        return self._manager.best_step()
+
+    def latest_step(self) -> int | None:
+        """The newest step, None where there is none."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Returns when all is on disk; raises where saving in the background failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """`wait`, and lets go of all threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def restore_params(self, step: int, params: Any) -> Any:
+        """What is to be evaluated: the moving average where there is one, else the parameters.
+
+        Args:
+            step: one of those saved.
+            params: of the shapes and on the devices that the restored ones shall have.
+        """
+        name = "ema" if (self.directory / str(step) / "ema").exists() else "params"
+        items = {name: ocp.args.StandardRestore(params)}
+        return self._manager.restore(step, args=ocp.args.Composite(**items))[name]
+
+    def _restore(
+        self, step: int, state: TrainState, data: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        items = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(item) for name, item in items.items() if item},
+                data=grain.checkpoint.CheckpointRestore(data),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        restored_state = TrainState(
+            step=jnp.int32(step),
+            params=restored["params"],
+            optimizer=restored["optimizer"],
+            ema=restored["ema"] if state.ema else None,
+        )
+        return restored_state, restored["progress"]
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints that cannot be read: their steps will be saved anew."""
+        for step in steps:
+            (self.directory / str(step)).rename(self.directory.parent / f"unreadable-{step}")
+        if steps:
+            self._manager.reload()

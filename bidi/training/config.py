@@ -1,0 +1,42 @@
+"""How long a run trains, and what it leaves behind."""
+
+import dataclasses
+
+import gin
+
+
+@gin.configurable("Training")
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The run.
+
+    Attributes:
+        steps: updates in all.
+        evaluate_every: updates between losses on the validation split.
+        checkpoint_every: updates between checkpoints; a multiple of `evaluate_every`.
+        log_every: updates between rows of metrics.
+        keep_checkpoints: how many of the newest are kept, beside the best.
+        accumulation: microbatches whose gradients are added for one update.
+        label_smoothing: probability spread evenly over the vocabulary.
+        ema_decay: of the moving average of the parameters, which is what is evaluated; 0 keeps
+            none.
+        seed: of parameters, dropout and the order of the data.
+    """
+
+    steps: int = 10_000
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    log_every: int = 50
+    keep_checkpoints: int = 2
+    accumulation: int = 1
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.checkpoint_every % self.evaluate_every:
+            raise ValueError(
+                f"Training.checkpoint_every = {self.checkpoint_every} is no multiple of "
+                f"Training.evaluate_every = {self.evaluate_every}: a checkpoint is kept or dropped "
+                "by its loss on the validation split"
+            )

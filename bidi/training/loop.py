@@ -1,0 +1,272 @@
+"""The run: restore, then evaluate, save, take a batch, step, until all steps are made.
+
+The order within a round is the contract that makes resuming exact: the old state is evaluated and
+saved with the place of the data iterator BEFORE the next batch is taken from it.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from bidi import config as gin_config
+from bidi.data import pipeline
+from bidi.data.prepared import Prepared
+from bidi.experiment import CONFIG_FILE, Experiment
+from bidi.provenance import provenance
+from bidi.training.checkpoints import Checkpoints
+from bidi.training.partitioner import Pmap
+from bidi.training.report import CompileMeter, Reporter, TrainMeter, means
+from bidi.training.step import Trainer, TrainState
+
+log = logging.getLogger(__name__)
+
+# What may be another on a resume: it changes nothing of what was computed so far. The data are
+# compared by what was read, wherever they lie.
+_FREE = ("Search.", "Agreement.", "Evaluation.", "Data.directory")
+_FREE_TRAINING = ("steps", "evaluate_every", "checkpoint_every", "log_every", "keep_checkpoints")
+
+
+class CannotResumeError(ValueError):
+    """The workdir holds a run that this experiment cannot go on with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        step: updates made in all.
+        finished: whether these are all; else a signal stopped the run.
+    """
+
+    step: int
+    finished: bool
+
+
+def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
+    """Trains, or goes on with training, in `workdir`.
+
+    Raises:
+        CannotResumeError: the workdir holds another run.
+        FloatingPointError: the loss is no number any more; names the update and what to go back to.
+    """
+    prepared = Prepared.open(experiment.data.directory)
+    claim_workdir(workdir, prepared)
+    compiled = CompileMeter()
+    run = _Run(experiment, prepared, workdir)
+    with _StopOnSignal() as stop:
+        try:
+            return run.train(stop, compiled)
+        finally:
+            run.checkpoints.close()
+
+
+class _Run:
+    """What one call of `train` works with."""
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, workdir: pathlib.Path):
+        self.experiment, self.config = experiment, experiment.training
+        self.workdir, self.prepared = workdir, prepared
+        self.trainer = Trainer(
+            model=experiment.make_model(prepared.source_vocabulary, prepared.target_vocabulary),
+            optimizer=experiment.optimizer.make(),
+            label_smoothing=self.config.label_smoothing,
+            ema_decay=self.config.ema_decay,
+        )
+        self.partitioner = Pmap(self.trainer, self.config.accumulation, experiment.batches.rows)
+        self.data = pipeline.training_batches(
+            prepared.pairs("train"),
+            experiment.streams,
+            experiment.batches,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.checkpoints = Checkpoints(workdir, self.config.keep_checkpoints)
+        self.rng = jax.random.key(self.config.seed)
+
+    def train(self, stop: threading.Event, compiled: CompileMeter) -> Outcome:
+        config, directions = self.config, self.experiment.streams.directions
+        state = self._start()
+        first = step = int(state.step)
+        if step >= config.steps:
+            log.info("All %d steps are made already: nothing to do", step)
+            return Outcome(step, finished=True)
+        reporter, meter = Reporter(self.workdir, step, config.steps), TrainMeter(directions)
+        started = time.perf_counter()
+        try:
+            while True:
+                final = step == config.steps
+                loss = None
+                if step % config.log_every == 0 or final:
+                    meter.drain()
+                    if row := meter.row():
+                        reporter.write(step, row)
+                with meter.pause():
+                    if step > first and (step % config.evaluate_every == 0 or final):
+                        loss = self._evaluate(state, step, reporter)
+                    due = step % config.checkpoint_every == 0 or final or stop.is_set()
+                    if step > first and due:
+                        meter.drain()  # a state behind a NaN is never saved
+                        self._save(state, loss)
+                if final or stop.is_set():
+                    break
+                batch = self.partitioner.for_training(next(self.data))
+                state, metrics = self.partitioner.train_step(state, batch, self.rng)
+                step += 1
+                meter.add(step, metrics)
+                reporter.advance(step)
+                if step == first + 1:
+                    jax.block_until_ready(metrics)
+                    _report_compilation(compiled)
+                    meter.shift(time.perf_counter() - started)
+        except FloatingPointError as error:
+            raise self._with_advice(error) from None
+        finally:
+            reporter.close()
+        log.info("%d updates in %.1f s", step - first, time.perf_counter() - started)
+        return Outcome(step, finished=step == config.steps)
+
+    def _start(self) -> TrainState:
+        """The newest checkpoint's state, else a fresh one."""
+        rows = {
+            key: np.zeros((1, *value.shape[1:]), value.dtype)
+            for key, value in _shapes(self.experiment).items()
+        }
+        # A state that was never on fewer devices than the steps run on: they compile once.
+        replicated = self.partitioner.replicated
+        init = jax.jit(self.trainer.init, out_shardings=replicated)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+            jax.eval_shape(self.trainer.init, self.rng, rows),
+        )
+        restored = self.checkpoints.restore_latest(shapes, self.data)
+        if restored is None:
+            state = init(self.rng, rows)
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            log.info("New run in %s: %s parameters", self.workdir, f"{parameters:,}")
+            return state
+        state, progress = restored
+        if progress["processes"] != jax.process_count():
+            raise CannotResumeError(
+                f"{self.workdir} was trained by {progress['processes']} processes, now there are "
+                f"{jax.process_count()}: the place in the data fits the former number only"
+            )
+        log.info("Resuming %s from step %d", self.workdir, int(state.step))
+        return state
+
+    def _evaluate(self, state: TrainState, step: int, reporter: Reporter) -> float:
+        """Loss on the validation split, in nats a label."""
+        params = state.params if state.ema is None else state.ema
+        batches = pipeline.validation_batches(
+            self.prepared.pairs("validation"), self.experiment.streams, self.experiment.batches
+        )
+        sums = None
+        for batch in batches:
+            new = self.partitioner.evaluate_step(params, self.partitioner.for_evaluation(batch))
+            sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
+        row = means(jax.device_get(sums), self.experiment.streams.directions, "validation")
+        reporter.write(step, row)
+        return row["validation/loss"]
+
+    def _save(self, state: TrainState, loss: float | None) -> None:
+        self.checkpoints.save(state, self.data, {"processes": jax.process_count()}, loss)
+
+    def _with_advice(self, error: FloatingPointError) -> FloatingPointError:
+        good = self.checkpoints.latest_step()
+        known = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+        return FloatingPointError(
+            f"{error}; {known} in {self.checkpoints.directory}. Lower Optimizer.learning_rate or "
+            "Optimizer.clip_norm, in a new workdir."
+        )
+
+
+def _shapes(experiment: Experiment) -> dict[str, Any]:
+    """Shapes and types of a batch, from the config alone."""
+    batches, ways = experiment.batches, len(experiment.streams.directions)
+    source = jax.ShapeDtypeStruct((batches.rows, batches.source_length), np.int32)
+    target = jax.ShapeDtypeStruct((batches.rows, ways, batches.target_length), np.int32)
+    return {
+        **dict.fromkeys(("source", "source_segments", "source_positions"), source),
+        **dict.fromkeys(("inputs", "segments", "positions"), target),
+    }
+
+
+def _report_compilation(compiled: CompileMeter) -> None:
+    log.info("Compiled %d programs in %.1f s", compiled.count, compiled.seconds)
+
+
+def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
+    """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
+
+    `gin_config.operative()` is the experiment being run.
+
+    Raises:
+        CannotResumeError: the workdir holds a run of another experiment or other data.
+    """
+    operative = gin_config.operative()
+    saved, data = workdir / CONFIG_FILE, workdir / "data.json"
+    identity = {key: prepared.manifest[key] for key in ("fingerprint", "vocabularies")}
+    if saved.exists():
+        differences = gin_config.differences(saved.read_text(), operative)
+        refused = [difference for difference in differences if not _is_free(difference.name)]
+        for difference in differences:
+            log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
+        if refused:
+            raise CannotResumeError(
+                f"{workdir} holds a run that cannot be resumed with\n"
+                + "\n".join(f"  {d.name} = {d.new} (it has {d.old})" for d in refused)
+                + "\nTake these back, or choose another --workdir."
+            )
+        if json.loads(data.read_text()) != json.loads(json.dumps(identity)):
+            raise CannotResumeError(
+                f"{workdir} was trained on other data than {prepared.directory} holds now; "
+                "prepare the former data again, or choose another --workdir"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    for side in ("source", "target"):
+        _write(workdir / f"{side}.model", (prepared.directory / f"{side}.model").read_bytes())
+    _write(data, json.dumps(identity, indent=1).encode())
+    _write(workdir / "provenance.json", json.dumps(provenance(), indent=1).encode())
+    # Last: where this file stands, all of them do.
+    _write(saved, operative.encode())
+
+
+def _is_free(name: str) -> bool:
+    config, _, field = name.rpartition(".")
+    return name.startswith(_FREE) or (config == "Training" and field in _FREE_TRAINING)
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+class _StopOnSignal:
+    """While entered, SIGTERM and the first Ctrl-C ask the run to save and stop."""
+
+    def __enter__(self) -> threading.Event:
+        self._stop = threading.Event()
+        self._former = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self._stop
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        log.info("%s: saving, then stopping", signal.Signals(number).name)
+        self._stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,187 @@
+"""What a run tells: a file of metrics, TensorBoard, and a line or a bar on the terminal.
+
+Letters: W ways.
+"""
+
+import json
+import logging
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from bidi.training.loss import LossSums
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileMeter:
+    """Counts compilations in this process and the seconds they take."""
+
+    def __init__(self):
+        """Listens from now on."""
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, seconds: float, **_: Any) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+            self.seconds += seconds
+
+
+def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, float]:
+    """Sums over labels as numbers to report, by direction; losses in nats a label."""
+    tokens_W = np.maximum(np.asarray(sums.tokens_W), 1)
+    row = {f"{prefix}/loss": float(sums.loss) / float(tokens_W.sum())}
+    for way, direction in enumerate(directions):
+        row[f"{prefix}/nll_{direction}"] = float(sums.nll_W[way] / tokens_W[way])
+        row[f"{prefix}/accuracy_{direction}"] = float(sums.correct_W[way] / tokens_W[way])
+    return row
+
+
+class Reporter:
+    """Writes rows of metrics, each with its step, to all who read them."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):
+        """Rows behind `first_step`, of a run that was cut off, are dropped: they come again."""
+        self._path = workdir / METRICS_FILE
+        _drop_rows_behind(self._path, first_step)
+        self._file = self._path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=rich.console.Console(file=sys.stderr),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("training", total=steps, completed=first_step)
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """So many updates are made."""
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Writes a row and shows the gist of it."""
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._tensorboard.add_scalar(name, value, step)
+        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in row.items())
+        kind = next(iter(row)).split("/")[0]
+        self._progress.update(self._task, description=shown if kind == "train" else None)
+        if not sys.stderr.isatty() or kind != "train":
+            log.info("step %d  %s  %s", step, kind, shown)
+
+    def close(self) -> None:
+        """Lets go of files and terminal."""
+        self._progress.stop()
+        self._tensorboard.close()
+        self._file.close()
+
+
+def _drop_rows_behind(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    # The last line of a run that was killed may be cut off in the middle.
+    rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in rows))
+    temporary.replace(path)
+
+
+class TrainMeter:
+    """Adds up the metrics of updates until they are reported, each read one update late.
+
+    Reading the metrics of the update before, and not of the one just sent off, lets the device
+    work on while the host looks at them.
+    """
+
+    def __init__(self, directions: Sequence[str]):
+        """`directions` names the ways."""
+        self._directions = directions
+        self._pending: tuple[int, Any] | None = None
+        self._clear()
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of update `step`, on the device, and reads those of the one before."""
+        self.drain()
+        self._pending = (step, metrics)
+
+    def drain(self) -> None:
+        """Reads what is pending.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is no finite number.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics["sums"].loss), float(metrics["gradient_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"update {step} (from step {step - 1} to {step}): loss {loss}, gradient norm {norm}"
+            )
+        self._sums = (
+            jax.tree.map(np.add, self._sums, metrics["sums"]) if self._count else metrics["sums"]
+        )
+        self._norm += norm
+        self._count += 1
+
+    def row(self) -> dict[str, float]:
+        """The means since the last row; nothing where there were no updates."""
+        if not self._count:
+            return {}
+        seconds = time.perf_counter() - self._since
+        tokens = float(self._sums.tokens_W.sum())
+        row = {
+            **means(self._sums, self._directions, "train"),
+            "train/gradient_norm": self._norm / self._count,
+            "train/tokens_per_second": tokens / seconds,
+            "train/milliseconds_per_update": 1000 * seconds / self._count,
+        }
+        self._clear()
+        return row
+
+    def pause(self) -> "_Pause":
+        """A context whose time is not counted as training."""
+        return _Pause(self)
+
+    def shift(self, seconds: float) -> None:
+        """Takes so many seconds out of the time counted."""
+        self._since += seconds
+
+    def _clear(self) -> None:
+        self._sums: Any = None
+        self._norm, self._count = 0.0, 0
+        self._since = time.perf_counter()
+
+
+class _Pause:
+    def __init__(self, meter: TrainMeter):
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.shift(time.perf_counter() - self._start)

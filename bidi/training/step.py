@@ -1,0 +1,128 @@
+"""One update of the parameters, pure; and the sums that validation needs.
+
+Letters: W ways.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from bidi.training.loss import LossSums, cross_entropy
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that an update changes.
+
+    Attributes:
+        step: int32, updates made.
+        params: the model's parameters, float32.
+        optimizer: the optimiser's state.
+        ema: exponential moving average of the parameters, or None.
+    """
+
+    step: jax.Array
+    params: dict
+    optimizer: optax.OptState
+    ema: dict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What an update is made of; static, shared by all updates.
+
+    Attributes:
+        model: see `bidi.models.transformer.Transformer`.
+        optimizer: see `bidi.training.optimizer.OptimizerConfig.make`.
+        label_smoothing: see `cross_entropy`.
+        ema_decay: of the moving average; 0 keeps none.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    label_smoothing: float
+    ema_decay: float
+
+    def init(self, rng: jax.Array, batch: Batch) -> TrainState:
+        """Fresh parameters; of `batch` only shapes count."""
+        params = self.model.init(rng, batch)["params"]
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            optimizer=self.optimizer.init(params),
+            # A copy: the state is donated, and one buffer cannot be donated twice.
+            ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
+        )
+
+    def train_step(
+        self, state: TrainState, batches: Batch, rng: jax.Array, axis: str | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update.
+
+        Args:
+            state: the state before it.
+            batches: batch dicts stacked on a leading axis: microbatches whose gradients are added.
+            rng: the run's key; the update's own is made of it and `state.step`.
+            axis: name of the mapped axis over which devices add up, if any.
+
+        Returns:
+            The state after it, and metrics: sums over all devices as in `LossSums`, and the global
+            norm of the gradient before clipping.
+        """
+        rng = jax.random.fold_in(rng, state.step)
+        if axis is not None:
+            rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
+
+        def add_microbatch(total, numbered_batch):
+            number, batch = numbered_batch
+            gradient_of = jax.value_and_grad(self._loss, has_aux=True)
+            (_, sums), gradient = gradient_of(state.params, batch, jax.random.fold_in(rng, number))
+            return jax.tree.map(jnp.add, total, (sums, gradient)), None
+
+        numbers = jnp.arange(jax.tree.leaves(batches)[0].shape[0])
+        ways = batches["inputs"].shape[2]
+        total, _ = jax.lax.scan(
+            add_microbatch, (_no_sums(ways), _zeros(state.params)), (numbers, batches)
+        )
+        sums, gradient = total if axis is None else jax.lax.psum(total, axis)
+        # sum(loss) / sum(tokens) over ALL devices and microbatches, divided once.
+        tokens = jnp.maximum(sums.tokens_W.sum(), 1.0)
+        gradient = jax.tree.map(lambda leaf: leaf / tokens, gradient)
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        metrics = {"sums": sums, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(step, params, optimizer, self._average(state.ema, params, step)), metrics
+
+    def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:
+        """Sums of the unsmoothed loss over all devices."""
+        logits_BWTV = self.model.apply({"params": params}, batch)
+        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], 0.0)
+        return sums if axis is None else jax.lax.psum(sums, axis)
+
+    def _loss(self, params: dict, batch: Batch, rng: jax.Array) -> tuple[jax.Array, LossSums]:
+        logits_BWTV = self.model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], self.label_smoothing)
+        return sums.loss, sums
+
+    def _average(self, ema: dict | None, params: dict, step: jax.Array) -> dict | None:
+        if ema is None:
+            return None
+        # A short memory at first: else the average would hold the random start for long.
+        decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
+        return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+
+def _no_sums(ways: int) -> LossSums:
+    zeros_W = jnp.zeros(ways)
+    return LossSums(jnp.float32(0), zeros_W, zeros_W, zeros_W)
+
+
+def _zeros(params: dict) -> dict:
+    return jax.tree.map(jnp.zeros_like, params)

@@ -1,0 +1,69 @@
+"""What all verbs share: flags, gin bindings, log, and errors without a traceback."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from bidi import config
+from bidi.data.sources import DataError
+
+# What a wrong file, flag or value raises; anything else is a fault of ours and shows where it was.
+_USER_ERRORS = (config.ConfigError, DataError, FileNotFoundError, ModuleNotFoundError)
+
+
+class UserError(ValueError):
+    """The user's input cannot be worked with; the message says what was wrong and what to do."""
+
+
+def run(name: str, main: Callable[[list[str]], None]) -> None:
+    """Runs a verb.
+
+    Args:
+        name: as the user calls it, `bidi.train`.
+        main: is given the bindings of `--gin.NAME=value`.
+    """
+    config.define_flags()
+    try:
+        arguments, bindings = config.gin_arguments(sys.argv)
+    except config.ConfigError as error:
+        sys.exit(f"{name}: {error}")
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        _log_to_stderr()
+        try:
+            main(bindings)
+        except (UserError, *_USER_ERRORS) as error:
+            sys.exit(f"{name}: {error}")
+
+    app.run(guarded, argv=arguments)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in between."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_stderr() -> None:
+    """Our own log from INFO on; the libraries' (they use absl's) from WARNING on."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("bidi")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def gin_files() -> list[str]:
+    """`--gin_file`, one at least."""
+    if not flags.FLAGS.gin_file:
+        raise UserError("--gin_file is missing: name an experiment, see experiments/")
+    return flags.FLAGS.gin_file

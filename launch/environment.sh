@@ -1,0 +1,68 @@
+# Sourced by every launch script: goes to the repository's root, sets the environment that bidi
+# runs fast in, and defines install_bidi. Whatever is already set in the caller's environment wins.
+# shellcheck shell=bash
+
+repository=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repository" || exit
+export PATH="$repository/.venv/bin:$PATH"
+
+# Compiled programs are kept: the second run of a six-layer model starts in 3 s instead of 11 s.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$repository/.venv/jax_cache}"
+
+has_accelerator() {
+  [[ "${JAX_PLATFORMS:-}" != cpu ]] || return 1
+  local device
+  for device in /dev/nvidia[0-9]* /dev/kfd /dev/accel[0-9]* /dev/vfio/[0-9]*; do
+    [[ -e "$device" ]] && return 0
+  done
+  return 1
+}
+
+# On a CPU, glibc gives a step's memory back to the system and faults it in again for the next one.
+# Keeping it makes a small Transformer's step a quarter faster.
+if ! has_accelerator; then
+  export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}"
+  export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
+  export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-16000000000}"
+  export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
+fi
+
+# Prints a Python that is new enough and can make virtual environments. The oldest comes first:
+# new releases of Python are the ones that packages have no wheels for yet.
+find_python() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
+    if "$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  echo "No Python 3.11 or newer that can make virtual environments was found (tried python3.11 to" \
+    "python3.14 and python3). Install one, on Debian or Ubuntu by:" \
+    "apt-get install python3 python3-venv" >&2
+  return 1
+}
+
+# install_bidi EXTRAS: installs this checkout with the extras (comma-separated) in .venv, unless that
+# was done before with the same pyproject.toml in the same place.
+install_bidi() {
+  local extras=$1 python log=.venv/install.log
+  local stamp=".venv/installed-$extras"
+  if ! .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    python=$(find_python)
+    echo "Making .venv with $python"
+    rm -f .venv/installed-*
+    "$python" -m venv .venv
+  fi
+  if { printf '%s\n' "$repository" && cat pyproject.toml; } | cmp -s - "$stamp"; then
+    return
+  fi
+  echo "Installing bidi[$extras] in .venv (a few minutes the first time)"
+  if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input -e ".[$extras]" \
+    >"$log" 2>&1 </dev/null; then
+    cat "$log" >&2
+    echo "The installation failed: see above, or $repository/$log" >&2
+    return 1
+  fi
+  { printf '%s\n' "$repository" && cat pyproject.toml; } >"$stamp"
+}

@@ -1,0 +1,233 @@
+import collections
+import contextlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
+from bidi.data.sources import DataError
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import EOS, PAD
+
+FIRST = 6
+CONFIG = BatchConfig(rows=4, source_length=16, target_length=12, packing_bins=4)
+BOTH = Streams("both", "swap")
+
+
+class FakePairs:
+    """Pair i: its number as token on both sides, as often as the lengths say."""
+
+    def __init__(self, lengths):
+        self._pairs = [
+            {"source": np.full(s, FIRST + i, np.int32), "target": np.full(t, FIRST + i, np.int32)}
+            for i, (s, t) in enumerate(lengths)
+        ]
+        self.longest = {
+            side: max(len(pair[side]) for pair in self._pairs) for side in ("source", "target")
+        }
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitems__(self, indices):
+        return [self._pairs[i] for i in indices]
+
+
+class ShortSecondWay:
+    """The second stream of a target ends one step earlier, as partners or halves may."""
+
+    def tokens(self, target):
+        tokens = BOTH.tokens(target)
+        tokens["inputs"][-1, 1] = tokens["labels"][-1, 1] = PAD
+        tokens["weights"][-1, 1] = 0
+        return tokens
+
+
+def unpack(batch):
+    """Every example of a batch: (source tokens, inputs, labels, weights), each [length(, W)]."""
+    examples = []
+    for row in range(len(batch["source"])):
+        numbers = batch["source_segments"][row]
+        for segment in range(1, numbers.max() + 1):
+            here = numbers == segment
+            there = batch["segments"][row, 0] == segment
+            for mask, positions in (
+                (here, batch["source_positions"][row]),
+                (there, batch["positions"][row, 0]),
+            ):
+                places = np.flatnonzero(mask)
+                np.testing.assert_array_equal(np.diff(places), 1)
+                np.testing.assert_array_equal(positions[mask], np.arange(len(places)))
+            examples.append(
+                (
+                    batch["source"][row, here],
+                    *(batch[key][row, :, there] for key in ("inputs", "labels", "weights")),
+                )
+            )
+    return examples
+
+
+def number(example):
+    """Which pair an example is; checks that it is exactly that pair."""
+    source, inputs, labels, weights = example
+    name = int(source[0]) - FIRST
+    assert source[-1] == EOS
+    assert set(source[:-1]) == {name + FIRST}
+    expected = BOTH.tokens(np.full(len(labels) - 1, name + FIRST, np.int32))
+    np.testing.assert_array_equal(inputs, expected["inputs"])
+    np.testing.assert_array_equal(labels, expected["labels"])
+    np.testing.assert_array_equal(weights, expected["weights"])
+    return name, len(source) - 1, len(labels) - 1
+
+
+def numbers(batches):
+    return [number(example)[0] for batch in batches for example in unpack(batch)]
+
+
+def check_shapes(batch, rows, config, ways):
+    shape = {"source": (rows, config.source_length), "target": (rows, ways, config.target_length)}
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "source": (shape["source"], np.int32),
+        "source_segments": (shape["source"], np.int32),
+        "source_positions": (shape["source"], np.int32),
+        "inputs": (shape["target"], np.int32),
+        "labels": (shape["target"], np.int32),
+        "segments": (shape["target"], np.int32),
+        "positions": (shape["target"], np.int32),
+        "weights": (shape["target"], np.float32),
+    }
+    assert all(value.flags.c_contiguous for value in batch.values())
+
+
+def training(pairs, config=CONFIG, streams=BOTH, seed=7, **processes):
+    """A training iterator whose threads end with the `with` block."""
+    return contextlib.closing(training_batches(pairs, streams, config, seed=seed, **processes))
+
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=30)
+
+
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 5), st.booleans())
+def test_validation_has_every_pair_once_packed_or_not(lengths, rows, bins, pack):
+    config = BatchConfig(rows, source_length=8, target_length=9, packing_bins=bins, pack=pack)
+    batches = list(validation_batches(FakePairs(lengths), BOTH, config))
+    for batch in batches:
+        check_shapes(batch, rows, config, ways=2)
+    examples = [number(example) for batch in batches for example in unpack(batch)]
+    assert sorted(examples) == [(i, s, t) for i, (s, t) in enumerate(lengths)]
+    if not pack:
+        assert len(batches) == -(-len(lengths) // rows)
+        assert [name for name, _, _ in examples] == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.booleans())
+def test_where_nothing_is_there_everything_is_zero(lengths, pack):
+    config = BatchConfig(4, source_length=12, target_length=10, packing_bins=3, pack=pack)
+    for batch in validation_batches(FakePairs(lengths), BOTH, config):
+        empty = batch["source_segments"] == 0
+        assert not batch["source"][empty].any()
+        empty = batch["segments"] == 0
+        for key in ("inputs", "labels", "weights", "positions"):
+            assert not batch[key][empty].any()
+
+
+def test_a_stream_that_is_over_has_no_segment():
+    config = BatchConfig(1, source_length=16, target_length=12)
+    pairs = FakePairs([(2, 3), (2, 2)])
+    (batch,) = validation_batches(pairs, ShortSecondWay(), config)
+    np.testing.assert_array_equal(batch["segments"][0, 0], [1] * 4 + [2] * 3 + [0] * 5)
+    np.testing.assert_array_equal(batch["segments"][0, 1], [1] * 3 + [0] + [2] * 2 + [0] + [0] * 5)
+    assert not batch["weights"][batch["segments"] == 0].any()
+
+
+def test_one_way():
+    streams = Streams("r2l", "tags")
+    with training(FakePairs([(1, 2)] * 9), streams=streams) as batches:
+        check_shapes(next(batches), 4, CONFIG, ways=1)
+
+
+def some_pairs(count=45):
+    draw = np.random.default_rng(0)
+    return FakePairs([tuple(map(int, draw.integers(1, 8, 2))) for _ in range(count)])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("before", [0, 1, 5, 17])
+def test_a_restored_iterator_goes_on_identically(pack, before):
+    config = BatchConfig(4, 16, 12, packing_bins=3, pack=pack)
+    with training(some_pairs(), config) as batches:
+        for _ in range(before):
+            next(batches)
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = list(itertools.islice(batches, 12))
+    # 4 rows a batch without packing: an epoch is 11.25 batches, so that 12 go into the next.
+    with training(some_pairs(), config) as restored:
+        restored.set_state(state)
+        for batch, other in zip(itertools.islice(restored, 12), expected, strict=True):
+            for key in batch:
+                np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_an_iterator_in_use_can_be_set_back():
+    with training(some_pairs()) as batches:
+        state = batches.get_state()
+        first = numbers(itertools.islice(batches, 5))
+        batches.set_state(state)
+        assert numbers(itertools.islice(batches, 5)) == first
+
+
+def test_order_depends_on_the_seed_alone():
+    def order(seed):
+        with training(some_pairs(), seed=seed) as batches:
+            return numbers(itertools.islice(batches, 10))
+
+    assert order(1) == order(1) != order(2)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_each_epoch_without_overlap(processes):
+    pairs, config = some_pairs(48), BatchConfig(4, 16, 12, pack=False)
+    shares = []
+    for index in range(processes):
+        with training(pairs, config, process_index=index, process_count=processes) as batches:
+            shares.append(list(itertools.islice(batches, 2 * 48 // config.rows)))
+            check_shapes(shares[-1][0], config.rows // processes, config, ways=2)
+    epochs = [
+        [name for share in shares for name in numbers(share[first : first + 12])]
+        for first in (0, 12)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(48))
+    assert epochs[0] != epochs[1]
+
+
+def test_packed_and_unpacked_training_show_the_same_examples():
+    # As many rows as packing bins: a batch is one filling of the bins, so nothing is left between.
+    packed = BatchConfig(4, 16, 12, packing_bins=4)
+    with training(some_pairs(), packed) as batches:
+        seen = numbers(itertools.islice(batches, 20))
+    with training(some_pairs(), BatchConfig(1, 16, 12, pack=False)) as batches:
+        expected = numbers(itertools.islice(batches, len(seen)))
+    assert len(seen) > 20 * 4
+    assert collections.Counter(seen) == collections.Counter(expected)
+
+
+@pytest.mark.parametrize(
+    ("side", "lengths"), [("source", (8, 2)), ("target", (2, 8))], ids=["source", "target"]
+)
+def test_rows_too_short_for_the_longest_pair(side, lengths):
+    config = BatchConfig(2, source_length=8, target_length=8)
+    message = rf"Batches\.{side}_length = 8, .* needs 9 .*Data\.max_{side}_length = 7"
+    with pytest.raises(DataError, match=message):
+        training_batches(FakePairs([lengths]), BOTH, config, seed=0)
+    with pytest.raises(DataError, match=message):
+        next(validation_batches(FakePairs([lengths]), BOTH, config))
+
+
+def test_rows_must_divide_among_processes():
+    with pytest.raises(DataError, match=r"Batches\.rows = 4 is not divisible by the 3 processes"):
+        training_batches(some_pairs(), BOTH, CONFIG, seed=0, process_count=3)

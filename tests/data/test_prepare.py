@@ -1,0 +1,254 @@
+import collections
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from bidi.data import prepare as module
+from bidi.data.prepare import DataConfig, prepare
+from bidi.data.prepared import Prepared
+from bidi.data.sources import DataError, ParallelText
+from bidi.data.vocabulary import UNK, VocabularyConfig
+
+CHAR = VocabularyConfig("char")
+TEXTS = {
+    "train": (["ab", "ba c", "", "abcabc", "a", "b"], ["x", "y x", "x", "y", "", "yyyyy"]),
+    "validation": (["ab", "c"], ["xy", "x"]),
+    "test": (["ca", "", "ddd"], ["yx", "x", "x"]),
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Parallel text with a letter that training lacks, empty lines, and pairs that are too long."""
+    files = {}
+    for split, sides in TEXTS.items():
+        for side, lines in zip(["src", "tgt"], sides, strict=True):
+            path = tmp_path / f"{split}.{side}"
+            path.write_text("".join(f"{line}\n" for line in lines))
+            files[split, side] = str(path)
+    return DataConfig(
+        directory=str(tmp_path / "deep" / "data"),
+        source=ParallelText(
+            {split: files[split, "src"] for split in TEXTS},
+            {split: files[split, "tgt"] for split in TEXTS},
+        ),
+        source_vocabulary=CHAR,
+        target_vocabulary=CHAR,
+        max_source_length=4,
+        max_target_length=4,
+    )
+
+
+def texts(prepared, split):
+    """The pairs of a split, decoded."""
+    pairs = prepared.pairs(split)
+    return [
+        (
+            prepared.source_vocabulary.decode(pair["source"]),
+            prepared.target_vocabulary.decode(pair["target"]),
+        )
+        for pair in pairs.__getitems__(range(len(pairs)))
+    ]
+
+
+def files(directory):
+    """Every file under a directory with the hash of its content."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in pathlib.Path(directory).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_pairs_lack_what_is_empty_or_too_long_and_the_manifest_counts_it(config):
+    manifest = prepare(config)
+    prepared = Prepared.open(config.directory)
+    assert prepared.manifest == manifest
+    assert texts(prepared, "train") == [("ab", "x"), ("ba c", "y x")]
+    train = manifest["splits"]["train"]
+    assert (train["examples"], train["pairs"]) == (6, 2)
+    assert train["dropped"] == {"empty": 2, "source_too_long": 1, "target_too_long": 1}
+    assert train["source"]["tokens"] == 6
+    assert (train["source"]["longest"], train["target"]["longest"]) == (4, 3)
+    assert train["target"]["mean"] == 2.0
+    assert manifest["splits"]["test"]["source"]["unknown"] == 1
+    # sentencepiece makes one UNK of unknown characters in a row.
+    assert list(prepared.pairs("test")[1]["source"]) == [UNK]
+
+
+def test_examples_keep_everything(config):
+    prepare(config)
+    prepared = Prepared.open(config.directory)
+    for split in ("validation", "test"):
+        read = [(example.source, example.targets[0]) for example in prepared.examples(split)]
+        assert read == list(zip(*TEXTS[split], strict=True))
+
+
+def test_a_pair_for_every_reference(config):
+    source = config.source
+    target = {**source.target, "train": [source.target["train"], source.source["train"]]}
+    source = ParallelText(source.source, target)
+    manifest = prepare(dataclasses.replace(config, source=source))
+    found = texts(Prepared.open(config.directory), "train")
+    assert found == [
+        ("ab", "x"),
+        ("ab", "ab"),
+        ("ba c", "y x"),
+        ("ba c", "ba c"),
+        ("a", "a"),
+        ("b", "b"),
+    ]
+    assert manifest["splits"]["train"]["examples"] == 6
+
+
+def test_vocabularies_are_one_a_side_or_joint(config):
+    apart = prepare(config)["vocabularies"]
+    assert apart["source"]["sha256"] != apart["target"]["sha256"]
+    joint = dataclasses.replace(
+        config, target_vocabulary=None, directory=f"{config.directory}-joint"
+    )
+    together = prepare(joint)["vocabularies"]
+    assert together["source"] == together["target"]
+    prepared = Prepared.open(joint.directory)
+    assert UNK not in prepared.target_vocabulary.encode("ab xy")
+    assert prepared.source_vocabulary.size == together["source"]["size"]
+
+
+def test_the_same_input_gives_the_same_bytes(config):
+    again = dataclasses.replace(config, directory=f"{config.directory}-again")
+    assert prepare(config) == prepare(again)
+    assert files(config.directory) == files(again.directory)
+
+
+def test_again_does_nothing(config, monkeypatch):
+    manifest = prepare(config)
+    before = files(config.directory)
+    monkeypatch.setattr(module, "_train_vocabularies", None)
+    assert prepare(config) == manifest
+    assert files(config.directory) == before
+    assert [path.name for path in pathlib.Path(config.directory).parent.iterdir()] == ["data"]
+
+
+def test_other_data_in_the_directory_are_named_and_kept(config):
+    prepare(config)
+    before = files(config.directory)
+    changed = dataclasses.replace(
+        config, max_target_length=5, source_vocabulary=VocabularyConfig("char", size=99)
+    )
+    with pytest.raises(
+        DataError,
+        match=r"length was 4 and is now 5; source_vocabulary\.size was 8000 and is now 99",
+    ):
+        prepare(changed)
+    pathlib.Path(config.source.source["train"]).write_text("a\n" * 6)
+    with pytest.raises(DataError, match=r"source\.files\.train was"):
+        prepare(config)
+    assert files(config.directory) == before
+
+
+def test_a_directory_that_is_not_ours_is_kept(config):
+    directory = pathlib.Path(config.directory)
+    directory.mkdir(parents=True)
+    (directory / "lock").write_text("precious")
+    with pytest.raises(DataError, match="holds no prepared data"):
+        prepare(config)
+    assert (directory / "lock").read_text() == "precious"
+
+
+def test_bad_input_leaves_nothing_behind(config):
+    path = pathlib.Path(config.source.target["test"])
+    path.write_bytes(b"a\n\xff\nb\n")
+    with pytest.raises(DataError, match=r"test\.tgt, line 2"):
+        prepare(config)
+    assert list(pathlib.Path(config.directory).parent.iterdir()) == []
+
+
+def test_killed_in_the_middle_then_run_again(config):
+    script = f"""
+        import os, signal
+        from bidi.data import prepare as module
+        from bidi.data.prepare import *
+        from bidi.data.sources import *
+        write = module._write_split
+        def killed(config, split, *rest):
+            if split == "test":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(config, split, *rest)
+        module._write_split = killed
+        prepare({config!r})
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert run.returncode == -9
+    parent = pathlib.Path(config.directory).parent
+    (left,) = parent.iterdir()
+    assert (left / "pairs" / "train-00000-of-00001.array_record").exists()
+    prepare(config)
+    assert [path.name for path in parent.iterdir()] == ["data"]
+    undisturbed = dataclasses.replace(config, directory=f"{config.directory}-undisturbed")
+    prepare(undisturbed)
+    assert files(config.directory) == files(undisturbed.directory)
+
+
+def test_two_at_once_are_refused(config):
+    temporary = pathlib.Path(config.directory).parent / ".data.preparing"
+    temporary.mkdir(parents=True)
+    with (temporary / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is preparing"):
+            prepare(config)
+    prepare(config)
+
+
+def test_a_split_of_which_nothing_is_left(config):
+    with pytest.raises(DataError, match=r"'train': none of 6 examples .*'source_too_long': 4"):
+        prepare(dataclasses.replace(config, max_source_length=0))
+
+
+def test_a_vocabulary_that_cannot_be_trained_is_named(config):
+    target = VocabularyConfig("unigram", size=7)
+    with pytest.raises(DataError, match=r"the target vocabulary: .*size=7"):
+        prepare(dataclasses.replace(config, target_vocabulary=target))
+
+
+def test_many_shards_hold_the_same_pairs(config, monkeypatch):
+    one = prepare(config)
+    monkeypatch.setattr(module, "_PAIRS_PER_SHARD", 1)
+    many = dataclasses.replace(config, directory=f"{config.directory}-many")
+    assert prepare(many) == one
+    shards = sorted(p.name for p in pathlib.Path(many.directory, "pairs").glob("train*"))
+    assert shards == [f"train-0000{i}-of-00002.array_record" for i in range(2)]
+    assert texts(Prepared.open(many.directory), "train") == texts(
+        Prepared.open(config.directory), "train"
+    )
+
+
+def test_length_summary_is_that_of_the_lengths():
+    side = module._Side()
+    lengths = [1] * 50 + [2] * 45 + [7] * 4 + [9]
+    for length in lengths:
+        side.add(np.full(length, UNK))
+    assert side.summary() == {
+        "tokens": sum(lengths),
+        "unknown": sum(lengths),
+        "mean": sum(lengths) / 100,
+        "median": 1,
+        "p95": 2,
+        "p99": 7,
+        "longest": 9,
+    }
+    assert collections.Counter(lengths) == side.lengths
+
+
+def test_manifest_is_json_with_versions(config):
+    prepare(config)
+    manifest = json.loads(pathlib.Path(config.directory, "manifest.json").read_text())
+    assert manifest["versions"].keys() == {"bidi", "sentencepiece"}
+    assert manifest["fingerprint"]["max_source_length"] == 4

@@ -1,0 +1,116 @@
+"""The paired bootstrap: exact small cases, symmetry, and how often it errs under the null."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidi.evaluation.metrics import Errors, word_errors
+from bidi.evaluation.significance import paired_bootstrap
+
+
+def errors(numerators, denominators=None):
+    numerators = np.asarray(numerators, np.int64)
+    return Errors(
+        numerators,
+        np.ones_like(numerators) if denominators is None else np.asarray(denominators, np.int64),
+    )
+
+
+COUNTS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 5), st.integers(1, 5)),
+    min_size=1,
+    max_size=8,
+).map(lambda rows: [np.array(column) for column in zip(*rows, strict=True)])
+
+
+@given(COUNTS)
+def test_a_system_does_not_differ_from_itself(counts):
+    a = errors(counts[0], counts[2])
+    result = paired_bootstrap(a, a, samples=20, seed=0)
+    assert result == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+@given(COUNTS, st.integers(0, 99))
+@settings(max_examples=50)
+def test_swapping_the_systems_mirrors_the_answer(counts, seed):
+    a, b = errors(counts[0], counts[2]), errors(counts[1], counts[3])
+    forward = paired_bootstrap(a, b, samples=50, seed=seed)
+    backward = paired_bootstrap(b, a, samples=50, seed=seed)
+    assert forward["difference"] == -backward["difference"]
+    assert forward["low"] == pytest.approx(-backward["high"])
+    assert forward["high"] == pytest.approx(-backward["low"])
+    assert forward["p"] == backward["p"]
+    assert forward == paired_bootstrap(a, b, samples=50, seed=seed)
+
+
+@given(COUNTS)
+def test_difference_is_that_of_the_corpus_rates(counts):
+    a, b = errors(counts[0], counts[2]), errors(counts[1], counts[3])
+    difference = paired_bootstrap(a, b, samples=1, seed=0)["difference"]
+    assert difference == pytest.approx(a.percent - b.percent)
+
+
+def test_interval_and_p_equal_those_of_all_resamples():
+    a, b = errors([0, 1, 0, 2], [2, 3, 1, 4]), errors([2, 1, 1, 1], [2, 4, 1, 5])
+    exact = []
+    for drawn in itertools.product(range(4), repeat=4):
+        rates = [
+            100 * e.numerators[[*drawn]].sum() / e.denominators[[*drawn]].sum() for e in (a, b)
+        ]
+        exact.append(rates[0] - rates[1])
+    low, high = np.percentile(exact, [2.5, 97.5])
+    p = 2 * min(np.less_equal(exact, 0).mean(), np.greater_equal(exact, 0).mean())
+    assert 0.05 < p < 0.9
+
+    result = paired_bootstrap(a, b, samples=20_000, seed=0)
+    # The 256 differences lie apart, so that the sampled percentiles fall on the same ones.
+    assert (result["low"], result["high"]) == pytest.approx((low, high))
+    assert result["p"] == pytest.approx(p, abs=0.02)
+
+
+def test_examples_are_drawn_in_pairs():
+    # b makes one error more on every example: certain, however much the examples differ.
+    a = errors(np.arange(100) % 7, np.full(100, 10))
+    b = errors(a.numerators + 1, a.denominators)
+    result = paired_bootstrap(a, b, samples=999, seed=0)
+    assert (result["difference"], result["low"], result["high"]) == pytest.approx((-10, -10, -10))
+    assert result["p"] == 2 / 1000  # the least that 999 resamples can show
+
+
+def test_false_alarms_are_about_one_in_twenty():
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for seed in range(300):
+        a, b = (errors(rng.random(100) < 0.3) for _ in range(2))
+        result = paired_bootstrap(a, b, samples=200, seed=seed)
+        alarms += result["p"] < 0.05
+        # p and interval tell the same, but for a resample or two at the edge.
+        if not 0.02 < result["p"] < 0.09:
+            assert (result["p"] < 0.05) == (not result["low"] <= 0 <= result["high"])
+    assert 3 <= alarms <= 30
+
+
+def test_a_better_system_is_found_from_strings():
+    references = [["a"]] * 60
+    a = word_errors(["a"] * 50 + ["b"] * 10, references)
+    b = word_errors(["a"] * 35 + ["b"] * 25, references)
+    result = paired_bootstrap(a, b, samples=500, seed=0)
+    assert result["difference"] == pytest.approx(-25)
+    assert result["low"] < -25 < result["high"] < 0
+    assert result["p"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (errors([1, 2]), errors([1]), "got 2 numerators and 2 denominators for a, 1 and 1 for b"),
+        (errors([]), errors([]), "at least one"),
+        (errors([1]), errors([1], [0]), r"example 0 of system b has the denominator 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap(a, b, samples=10, seed=0)

@@ -1,0 +1,155 @@
+"""Searches to compare with the oracle: their settings, their compiled run, what must be equal.
+
+B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from tests.search import oracle, tables
+from tests.search.tables import Sentence
+
+BATCH = 8
+BOTH, L2R, R2L = ("l2r", "r2l"), ("l2r",), ("r2l",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One compiled search: `texts` is how many text ids each way may write.
+
+    Markers `swap`: ids 0 pad, 1 and 2 the markers, then text; `tags`: text from id 1, then the two
+    start tags and the shared end, so that the end marker comes first at ties in one and last in the
+    other.
+    """
+
+    coupling: str
+    beam: int
+    steps: int
+    n_best: int = 1
+    ways: tuple[str, ...] = ("l2r", "r2l")
+    markers: str = "swap"
+    texts: tuple[int, ...] = (2, 2)
+    penalty: str = "gnmt"
+    alpha: float = 0.6
+    min_length: int = 1
+    rank_unfinished: bool = False
+
+    @property
+    def size(self) -> int:
+        return 1 + max(self.texts) + {"swap": 2, "tags": 3}[self.markers]
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        starts = {"swap": (1, 2), "tags": (self.size - 3, self.size - 2)}[self.markers]
+        return tuple(starts[way == "r2l"] for way in self.ways)
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        ends = {"swap": (2, 1), "tags": (self.size - 1, self.size - 1)}[self.markers]
+        return tuple(ends[way == "r2l"] for way in self.ways)
+
+    @property
+    def allowed(self) -> tuple[tuple[int, ...], ...]:
+        first = {"swap": 3, "tags": 1}[self.markers]
+        return tuple(
+            (*range(first, first + texts), end)
+            for texts, end in zip(self.texts, self.end, strict=False)
+        )
+
+    def search_markers(self) -> Markers:
+        allowed_WV = np.zeros((len(self.ways), self.size), bool)
+        for way, tokens in enumerate(self.allowed):
+            allowed_WV[way, list(tokens)] = True
+        return Markers(ways=self.ways, start=self.start, end=self.end, allowed_WV=allowed_WV)
+
+    def config(self) -> SearchConfig:
+        return SearchConfig(
+            coupling=self.coupling,
+            beam_size=self.beam,
+            n_best=self.n_best,
+            length_penalty=self.penalty,
+            alpha=self.alpha,
+            min_length=self.min_length,
+            rank_unfinished=self.rank_unfinished,
+        )
+
+    def task(self, max_length: int) -> oracle.Task:
+        return oracle.Task(
+            ways=self.ways,
+            end=self.end,
+            allowed=self.allowed,
+            max_length=max_length,
+            coupling=self.coupling,
+            hypotheses=self.beam // 2 if self.coupling == "paired" else self.beam,
+            n_best=self.n_best,
+            length_penalty=self.penalty,
+            alpha=self.alpha,
+            min_length=self.min_length,
+            rank_unfinished=self.rank_unfinished,
+        )
+
+    def table(self, sentence: Sentence) -> oracle.LogProbs:
+        return tables.log_probs(sentence, self.start, self.end, self.size)
+
+    def reference(self, sentence: Sentence) -> oracle.Answer:
+        return oracle.reference_search(self.table(sentence), self.task(sentence.max_length))
+
+    def sentences(self) -> st.SearchStrategy[list[Sentence]]:
+        """Batches whose tables are all ties, mostly ties or few ties; unquantised for `product`."""
+        sentence = st.builds(
+            Sentence,
+            seed=st.integers(0, 2**32 - 1),
+            levels=st.just(0) if self.coupling == "product" else st.sampled_from((1, 2, 3, 8, 32)),
+            end_cost=st.sampled_from((0, 1, 3, 8, 40)),
+            max_length=st.sampled_from(range(self.steps, 0, -1)),
+        )
+        return st.lists(sentence, min_size=BATCH, max_size=BATCH)
+
+
+@functools.cache
+def compiled(case: Case):
+    step_fn = tables.decode_step(case.end, case.size, partners=case.coupling != "none")
+    return jit_search(case, step_fn, case.search_markers())
+
+
+def jit_search(case: Case, step_fn, markers: Markers):
+    return jax.jit(
+        functools.partial(
+            beam_search, step_fn, markers=markers, steps=case.steps, config=case.config()
+        )
+    )
+
+
+def search(case: Case, sentences: list[Sentence], run=None) -> BeamSearchResult:
+    pairs = case.config().make_coupling(len(case.ways)).pairs
+    cache = tables.cache(sentences, pairs, len(case.ways), case.steps)
+    max_length_B = np.array([s.max_length for s in sentences], np.int32)
+    return jax.device_get((run or compiled(case))(cache, max_length_B=max_length_B))
+
+
+def assert_sentence(result: BeamSearchResult, b: int, case: Case, answer: oracle.Answer) -> None:
+    """Sentence b of the result is the oracle's answer."""
+    exact = case.coupling != "product"
+    for w, expected in enumerate(answer.n_best):
+        count = len(expected)
+        valid = [n < count for n in range(case.n_best)]
+        assert result.valid_BWN[b, w].tolist() == valid
+        assert result.scores_BWN[b, w, count:].tolist() == [-np.inf] * (case.n_best - count)
+        assert not result.finished_BWN[b, w, count:].any()
+        for n, hypothesis in enumerate(expected):
+            reading = hypothesis.reading(case.ways[w])
+            padding = result.tokens_BWNT.shape[-1] - len(reading)
+            assert result.tokens_BWNT[b, w, n].tolist() == [*reading, *[0] * padding]
+            assert result.lengths_BWN[b, w, n] == len(reading)
+            assert result.finished_BWN[b, w, n] == hypothesis.finished
+            log_prob, score = result.log_probs_BWN[b, w, n], result.scores_BWN[b, w, n]
+            assert log_prob == pytest.approx(hypothesis.log_prob, rel=0, abs=0 if exact else 1e-5)
+            score_expected = hypothesis.score(case.task(case.steps))
+            assert score == pytest.approx(score_expected, rel=1e-5, abs=1e-5)
+    assert result.winner_B[b] == answer.winner

@@ -1,0 +1,280 @@
+"""The search against its definitions: an oracle that reads whole prefixes.
+
+B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.extend
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidi.search.beam_search import SearchConfig
+from tests.search import oracle, tables
+from tests.search.cases import BATCH, L2R, R2L, Case, assert_sentence, compiled, jit_search, search
+from tests.search.tables import Sentence
+
+CASES = (
+    Case("none", 1, 5, ways=L2R, penalty="plain", alpha=0.0),
+    Case("none", 2, 4, 2, markers="tags", texts=(3, 3)),
+    Case("none", 3, 5, 3, ways=R2L, penalty="plain", alpha=1.3, min_length=0),
+    Case("none", 4, 5, 4, alpha=0.0, min_length=2),
+    Case("none", 4, 4, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
+    Case("paired", 2, 4, penalty="plain", alpha=-0.5),
+    Case("paired", 4, 5, 2, markers="tags", min_length=2),
+    Case("paired", 6, 5, 3, alpha=1.7, min_length=0, rank_unfinished=True),
+    Case("paired", 8, 4, 4, texts=(1, 1), alpha=0.0, min_length=0),
+    Case("product", 1, 4, penalty="plain", alpha=0.7),
+    Case("product", 2, 5, 2, markers="tags", texts=(3, 3), min_length=2),
+    Case("product", 3, 4, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
+    Case("product", 3, 4, 3, texts=(1, 1), markers="tags", min_length=0),
+)
+# Beams that hold every candidate of every step: 2^(T-1) prefixes, each extended by 3 tokens.
+WIDE = (
+    Case("none", 24, 4, 24, ways=L2R, min_length=0),
+    Case("none", 24, 4, 24, markers="tags", alpha=-0.7, rank_unfinished=True),
+    Case("none", 24, 4, 3, penalty="plain", alpha=0.0),
+    Case("paired", 48, 4, 24, penalty="plain", alpha=0.6, min_length=0),
+    Case("product", 12, 3, 12, markers="tags", min_length=0),
+    Case("product", 12, 3, 2, penalty="plain", alpha=-1.2, rank_unfinished=True),
+)
+
+
+def name(case: Case) -> str:
+    unfinished = "-unfinished" if case.rank_unfinished else ""
+    ways = "+".join(case.ways)
+    return (
+        f"{case.coupling}{case.beam}-{ways}-{case.markers}-{case.penalty}{case.alpha}{unfinished}"
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_search_is_its_definition(case):
+    @settings(max_examples=60, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        result = search(case, sentences)
+        answers = [case.reference(sentence) for sentence in sentences]
+        for b, answer in enumerate(answers):
+            if not answer.close:
+                assert_sentence(result, b, case, answer)
+        # It stops no later than the plain bound allows: nothing else holds a sentence back.
+        assert result.steps <= max(answer.steps for answer in answers)
+
+    check()
+
+
+@pytest.mark.parametrize("case", WIDE, ids=name)
+def test_a_wide_beam_is_exhaustive_enumeration(case):
+    @settings(max_examples=30, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        result = search(case, sentences)
+        for b, sentence in enumerate(sentences):
+            answer = oracle.enumerate_all(case.table(sentence), case.task(sentence.max_length))
+            if not answer.close:
+                assert_sentence(result, b, case, answer)
+
+    check()
+
+
+@pytest.mark.parametrize("case", WIDE, ids=name)
+def test_the_oracles_agree(case):
+    @settings(max_examples=60, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        for sentence in sentences:
+            reference = case.reference(sentence)
+            if not reference.close:
+                everything = oracle.enumerate_all(
+                    case.table(sentence), case.task(sentence.max_length)
+                )
+                assert reference.n_best == everything.n_best
+                assert reference.winner == everything.winner
+
+    check()
+
+
+STOPPING = (
+    Case("none", 2, 12, ways=R2L, markers="tags"),
+    Case("none", 2, 12, ways=L2R, penalty="plain", alpha=-0.5, min_length=0),
+    Case("paired", 4, 12, 2, penalty="plain", alpha=0.2, rank_unfinished=True),
+    Case("product", 2, 12),
+)
+
+
+@pytest.mark.parametrize("case", STOPPING, ids=name)
+def test_a_sentence_stops_when_proven_and_never_before(case):
+    stopped = 0
+    for seed in range(60):
+        levels = 0 if case.coupling == "product" else 32
+        sentence = Sentence(seed, levels, end_cost=seed % 8, max_length=case.steps - seed % 3)
+        result, answer = search(case, [sentence]), case.reference(sentence)
+        if not answer.close:
+            assert_sentence(result, 0, case, answer)
+            assert result.steps <= answer.steps
+            stopped += answer.steps < sentence.max_length
+    assert stopped > 10
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10]], ids=name)
+def test_a_sentence_does_not_depend_on_its_neighbours_or_on_padding(case):
+    """Bit for bit: alone, in another order, and with room for more steps than it needs."""
+
+    def assert_same(one, b, other, c):
+        for field in dataclasses.fields(one):
+            if field.name != "steps":
+                mine, its = getattr(one, field.name)[b], getattr(other, field.name)[c]
+                if field.name == "tokens_BWNT":
+                    room = min(mine.shape[-1], its.shape[-1])
+                    assert not mine[..., room:].any()
+                    assert not its[..., room:].any()
+                    mine, its = mine[..., :room], its[..., :room]
+                np.testing.assert_array_equal(mine, its, err_msg=field.name)
+
+    longer = dataclasses.replace(case, steps=case.steps + 3)
+
+    @settings(max_examples=15, deadline=None)
+    @given(sentences=case.sentences(), order=st.permutations(range(BATCH)))
+    def check(sentences, order):
+        together = search(case, sentences)
+        permuted = search(case, [sentences[b] for b in order])
+        padded = search(longer, sentences)
+        for b in range(BATCH):
+            assert_same(together, b, search(case, [sentences[b]]), 0)
+            assert_same(together, b, permuted, order.index(b))
+            assert_same(together, b, padded, b)
+
+    check()
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[4]], ids=name)
+def test_reported_log_probs_are_the_tables_along_the_tokens(case):
+    @settings(max_examples=30, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        result = search(case, sentences)
+        for b, w, n in np.argwhere(result.valid_BWN).tolist():
+            table, length = case.table(sentences[b]), result.lengths_BWN[b, w, n]
+            written = result.tokens_BWNT[b, w, n, :length].tolist()
+            if case.ways[w] == "r2l":
+                written = written[::-1]
+            if result.finished_BWN[b, w, n]:
+                written.append(case.end[w])
+            terms = [table(w, tuple(written[:t]), None)[written[t]] for t in range(len(written))]
+            assert result.log_probs_BWN[b, w, n] == sum(terms)
+            assert len(written) <= sentences[b].max_length
+            assert set(written) <= set(case.allowed[w])
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "case", [CASES[0], Case("none", 1, 5, ways=L2R, texts=(3,), alpha=-0.7)], ids=name
+)
+def test_beam_of_one_is_greedy(case):
+    """Where longer is not better: else a beam of one also weighs the later ends of its path."""
+
+    def greedy(sentence):
+        tokens = ()
+        while len(tokens) < sentence.max_length:
+            row = case.table(sentence)(0, tokens, None)
+            token = max(
+                (token for token in sorted(case.allowed[0]) if tokens or token != case.end[0]),
+                key=lambda token: row[token],
+            )
+            if token == case.end[0]:
+                return tokens, True
+            tokens = (*tokens, token)
+        return tokens, False
+
+    @settings(max_examples=40, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        result = search(case, sentences)
+        for b, sentence in enumerate(sentences):
+            tokens, finished = greedy(sentence)
+            found = result.tokens_BWNT[b, 0, 0, : result.lengths_BWN[b, 0, 0]]
+            assert (tuple(found.tolist()), result.finished_BWN[b, 0, 0]) == (tokens, finished)
+
+    check()
+
+
+def test_right_to_left_is_the_mirror():
+    """The same table and markers, called l2r: the same hypotheses in the order they are written."""
+    case = CASES[2]
+    sentences = [Sentence(seed, 8, seed % 9, 1 + seed % 5) for seed in range(BATCH)]
+    renamed = jit_search(
+        case,
+        tables.decode_step(case.end, case.size, partners=False),
+        dataclasses.replace(case.search_markers(), ways=L2R),
+    )
+    backward, forward = search(case, sentences), search(case, sentences, renamed)
+    for field in ("lengths_BWN", "log_probs_BWN", "scores_BWN", "finished_BWN", "valid_BWN"):
+        np.testing.assert_array_equal(getattr(forward, field), getattr(backward, field))
+    for b, w, n in np.ndindex(forward.lengths_BWN.shape):
+        length = forward.lengths_BWN[b, w, n]
+        written = forward.tokens_BWNT[b, w, n, :length]
+        np.testing.assert_array_equal(backward.tokens_BWNT[b, w, n, :length], written[::-1])
+    assert (forward.tokens_BWNT != backward.tokens_BWNT).any()
+
+
+def test_one_while_loop():
+    case = CASES[-1]
+    cache = tables.cache([Sentence(0, 0, 0, 3)] * 2, 9, 2, case.steps)
+    jaxpr = jax.make_jaxpr(compiled(case))(cache, max_length_B=np.array([3, 2], np.int32))
+
+    def loops(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("while", "scan"):
+                yield equation
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from loops(inner)
+
+    assert len(list(loops(jaxpr.jaxpr))) == 1
+
+
+def test_no_predictions_allowed_gives_no_hypothesis():
+    case, sentence = CASES[1], Sentence(2, 8, 0, 3)
+    result = search(case, [Sentence(1, 8, 0, 0), *[sentence] * (BATCH - 1)])
+    assert not result.valid_BWN[0].any()
+    assert_sentence(result, 1, case, case.reference(sentence))
+
+
+def test_pairs_and_hypotheses_of_each_coupling():
+    counts = {
+        (coupling, ways): (made.hypotheses, made.pairs)
+        for coupling, ways in (("none", 1), ("none", 2), ("paired", 2), ("product", 2))
+        for made in [SearchConfig(coupling=coupling, beam_size=6).make_coupling(ways)]
+    }
+    assert counts == {
+        ("none", 1): (6, 6),
+        ("none", 2): (6, 6),
+        ("paired", 2): (3, 3),
+        ("product", 2): (6, 36),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings_", "ways", "message"),
+    [
+        ({"coupling": "paired", "beam_size": 3}, 2, "beam_size"),
+        ({"coupling": "paired", "beam_size": 4}, 1, "paired"),
+        ({"coupling": "product", "beam_size": 2}, 1, "product"),
+        ({"coupling": "paired", "beam_size": 4, "n_best": 3}, 2, "n_best"),
+        ({"coupling": "none", "beam_size": 4, "n_best": 0}, 2, "n_best"),
+        ({"coupling": "none", "beam_size": 0}, 1, "beam_size"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(settings_, ways, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**settings_).make_coupling(ways)
+
+
+def test_max_length_of_a_source():
+    config = SearchConfig(max_length_factor=1.5, max_length_offset=3, max_length_cap=20)
+    lengths = config.max_length(np.array([0, 1, 2, 5, 11, 12, 400]))
+    assert lengths.tolist() == [0, 4, 6, 10, 19, 20, 20]
