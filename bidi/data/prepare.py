@@ -185,6 +185,8 @@ def _train_vocabularies(config: DataConfig) -> dict[str, bytes]:
         logging.info("training the %s vocabulary: %s", side, which)
         try:
             return vocabulary.train(which, sentences)
+        except DataError:  # From reading the sentences: it is not about the vocabulary.
+            raise
         except ValueError as error:
             raise DataError(f"the {side} vocabulary: {error}") from error
 

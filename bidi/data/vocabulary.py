@@ -12,6 +12,7 @@ import sentencepiece
 
 # The first six ids of every vocabulary. Only UNK ever comes out of `Vocabulary.encode`.
 PAD, UNK, BOS, EOS, L2R, R2L = range(6)
+FIRST_TEXT_ID = 6
 _TAGS = ["<l2r>", "<r2l>"]
 
 # The trained model depends on the number of threads, so it is fixed and not the machine's.

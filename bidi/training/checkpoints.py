@@ -106,9 +106,9 @@ class Checkpoints:
         """The newest step, None where there is none."""
         return self._manager.latest_step()
 
-    def wait(self) -> None:
-        """Returns when all is on disk; raises where saving in the background failed."""
-        self._manager.wait_until_finished()
+    def all_steps(self) -> list[int]:
+        """The steps there are, oldest first."""
+        return sorted(self._manager.all_steps())
 
     def close(self) -> None:
         """`wait`, and lets go of all threads."""

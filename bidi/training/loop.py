@@ -68,6 +68,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
             return run.train(stop, compiled)
         finally:
             run.checkpoints.close()
+            run.data.close()
 
 
 class _Run:

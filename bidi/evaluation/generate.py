@@ -1,0 +1,322 @@
+"""A trained model at work: texts in, hypotheses out; and log-probabilities of given outputs.
+
+Letters: B batch, P pairs or candidates, W ways, N n-best, S source steps, T target steps, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bidi.data.streams import Direction, Streams
+from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
+from bidi.evaluation.config import EvaluationConfig
+from bidi.models.transformer import Transformer
+from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+
+log = logging.getLogger(__name__)
+
+AXIS = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """One output.
+
+    Attributes:
+        tokens: ids in reading order, without markers.
+        direction: which stream wrote it.
+        log_prob: of tokens and end marker, by that stream.
+        score: `log_prob` over the length penalty.
+        finished: whether the stream wrote its end marker.
+    """
+
+    tokens: tuple[int, ...]
+    direction: Direction
+    log_prob: float
+    score: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What the search found for one source.
+
+    Attributes:
+        n_best: the hypotheses of each direction, best first; no direction's list is empty, unless
+            the source is.
+        winner: the better of the directions' best, None for an empty source.
+    """
+
+    n_best: dict[Direction, tuple[Hypothesis, ...]]
+    winner: Hypothesis | None
+
+    @property
+    def all(self) -> tuple[Hypothesis, ...]:
+        """The hypotheses of both directions, without repeats, better ones first."""
+        first: dict[tuple[int, ...], Hypothesis] = {}
+        together = [hypothesis for listed in self.n_best.values() for hypothesis in listed]
+        for hypothesis in sorted(together, key=lambda h: (not h.finished, -h.score)):
+            first.setdefault(hypothesis.tokens, hypothesis)
+        return tuple(first.values())
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a search did: sentences, batches, steps run, sources that were cut to length."""
+
+    sentences: int = 0
+    batches: int = 0
+    steps: int = 0
+    truncated: int = 0
+
+
+class Generator:
+    """A model, its parameters and its vocabularies.
+
+    Attributes:
+        streams: what the model writes.
+        target_vocabulary: of its outputs.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        params: Any,
+        streams: Streams,
+        source_vocabulary: Vocabulary,
+        target_vocabulary: Vocabulary,
+        max_source_length: int,
+        evaluation: EvaluationConfig,
+    ):
+        """`max_source_length` in tokens, without marker: longer sources are cut."""
+        self.streams, self.target_vocabulary = streams, target_vocabulary
+        self._model, self._params, self._source_vocabulary = model, params, source_vocabulary
+        self._max_source_length, self._evaluation = max_source_length, evaluation
+        self._devices = jax.local_device_count()
+
+    def search(
+        self, sources: Sequence[str], config: SearchConfig, tally: Tally | None = None
+    ) -> list[Found]:
+        """Searches the best outputs of each source, whatever their order and lengths.
+
+        Args:
+            sources: texts; an empty one gets no hypotheses.
+            config: the search.
+            tally: is added to, if given.
+        """
+        tally = Tally() if tally is None else tally
+        encoded = self._encode(sources, tally)
+        found: list[Found | None] = [None] * len(sources)
+        for indices, length, rows in self._batches([len(ids) for ids in encoded]):
+            batch = self._source_batch([encoded[i] for i in indices], length, rows)
+            max_length_B = np.zeros(rows, np.int32)
+            # EOS is not counted: an empty source has nothing to say.
+            max_length_B[: len(indices)] = config.max_length(
+                np.array([len(encoded[i]) - 1 for i in indices])
+            )
+            steps = int(config.max_length(np.array(length - 1)))
+            result = self._compiled_search(config, steps)(
+                self._params, self._divided(batch), self._divided(max_length_B)
+            )
+            result = jax.device_get(result)
+            tally.batches += 1
+            tally.steps += int(np.max(result.steps))
+            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _without_steps(result))
+            for row, index in enumerate(indices):
+                found[index] = self._found(result, row)
+        tally.sentences += len(sources)
+        return [one for one in found if one is not None]
+
+    def score(
+        self, sources: Sequence[str], candidates: Sequence[Sequence[tuple[int, ...]]]
+    ) -> list[dict[Direction, np.ndarray]]:
+        """Log-probabilities of given outputs, each direction for itself, without interaction.
+
+        Args:
+            sources: texts.
+            candidates: of each source, token ids in reading order, without markers.
+
+        Returns:
+            For each source and direction float32 [candidates of the source], end marker included.
+        """
+        encoded = self._encode(sources, Tally())
+        most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
+        scores: list[dict[Direction, np.ndarray]] = [{} for _ in sources]
+        # A row is as long as its source and its longest candidate.
+        lengths = [
+            max(len(ids), *(len(tokens) + 1 for tokens in listed), 1)
+            for ids, listed in zip(encoded, candidates, strict=True)
+        ]
+        for indices, length, rows in self._batches(lengths, streams=most):
+            batch = self._source_batch([encoded[i] for i in indices], length, rows)
+            streams = self._candidate_streams([candidates[i] for i in indices], most, length, rows)
+            scores_BPW = jax.device_get(
+                self._compiled_score(self._params, self._divided(batch), self._divided(streams))
+            ).reshape(rows, most, -1)
+            for row, index in enumerate(indices):
+                for way, direction in enumerate(self.streams.directions):
+                    scores[index][direction] = scores_BPW[row, : len(candidates[index]), way]
+        return scores
+
+    def text(self, hypothesis: Hypothesis | None) -> str:
+        """A hypothesis as text; the empty one for none."""
+        return "" if hypothesis is None else self.target_vocabulary.decode(hypothesis.tokens)
+
+    def _encode(self, sources: Sequence[str], tally: Tally) -> list[np.ndarray]:
+        """Token ids of each source, and EOS."""
+        limit, encoded = self._max_source_length, []
+        for source in sources:
+            ids = self._source_vocabulary.encode(source)
+            tally.truncated += len(ids) > limit
+            encoded.append(np.append(ids[:limit], np.int32(EOS)))
+        return encoded
+
+    def _batches(
+        self, lengths: Sequence[int], streams: int = 1
+    ) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Indices of rows of about one length, that length, and the batch's rows: few shapes."""
+        order = np.argsort(lengths, kind="stable")
+        buckets = np.array([_bucket(lengths[i]) for i in order])
+        for length in np.unique(buckets):
+            members = order[buckets == length]
+            rows = _round_up(
+                self._evaluation.batch_tokens // (int(length) * streams), self._devices
+            )
+            for start in range(0, len(members), rows):
+                yield members[start : start + rows], int(length), rows
+
+    def _source_batch(
+        self, encoded: Sequence[np.ndarray], length: int, rows: int
+    ) -> dict[str, np.ndarray]:
+        source_BS = np.full((rows, length), PAD, np.int32)
+        segments_BS = np.zeros((rows, length), np.int32)
+        for row, ids in enumerate(encoded):
+            source_BS[row, : len(ids)] = ids
+            segments_BS[row, : len(ids)] = 1
+        positions_BS = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+        return {
+            "source": source_BS,
+            "source_segments": segments_BS,
+            "source_positions": positions_BS,
+        }
+
+    def _candidate_streams(
+        self,
+        candidates: Sequence[Sequence[tuple[int, ...]]],
+        most: int,
+        length: int,
+        rows: int,
+    ) -> dict[str, np.ndarray]:
+        shape = (rows, most, len(self.streams.directions), length)
+        streams = {
+            "inputs": np.full(shape, PAD, np.int32),
+            "labels": np.full(shape, PAD, np.int32),
+            "weights": np.zeros(shape, np.float32),
+        }
+        for row, listed in enumerate(candidates):
+            for place, tokens in enumerate(listed):
+                for key, value_TW in self.streams.tokens(np.array(tokens, np.int32)).items():
+                    streams[key][row, place, :, : len(tokens) + 1] = value_TW.T
+        return streams
+
+    def _divided(self, tree: Any) -> Any:
+        """[B, ...] -> [devices, B / devices, ...]."""
+        return jax.tree.map(lambda x: x.reshape(self._devices, -1, *x.shape[1:]), tree)
+
+    @functools.cached_property
+    def _markers(self) -> Markers:
+        size = self.target_vocabulary.size
+        allowed_WV = np.tile(np.arange(size) >= FIRST_TEXT_ID, (len(self.streams.ends), 1))
+        for way, end in enumerate(self.streams.ends):
+            allowed_WV[way, end] = True
+        return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 -- a generator lives as long as the program
+    def _compiled_search(self, config: SearchConfig, steps: int) -> Any:
+        pairs = config.make_coupling(len(self.streams.directions)).pairs
+        interact = config.coupling != "none"
+
+        def search(params: Any, batch: dict[str, jax.Array], max_length_B: jax.Array) -> Any:
+            apply = functools.partial(self._model.apply, {"params": params})
+            source = apply(batch, method="start")
+
+            def decode_step(cache: Any, tokens_BPW: jax.Array, step: jax.Array) -> Any:
+                return apply(source, cache, tokens_BPW, step, interact, method="decode_step")
+
+            return beam_search(
+                decode_step,
+                apply(len(max_length_B), pairs, steps, method="empty_cache"),
+                markers=self._markers,
+                max_length_B=max_length_B,
+                steps=steps,
+                config=config,
+            )
+
+        return jax.pmap(search, axis_name=AXIS, in_axes=(None, 0, 0))
+
+    @functools.cached_property
+    def _compiled_score(self) -> Any:
+        def score(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
+            apply = functools.partial(self._model.apply, {"params": params})
+            inputs_BPWT = streams["inputs"]
+            segments_BPWT = (inputs_BPWT != PAD).astype(jnp.int32)
+            positions_BPWT = jnp.broadcast_to(
+                jnp.arange(inputs_BPWT.shape[-1])[None, None, None], inputs_BPWT.shape
+            )
+            logits_BPWTV = apply(
+                apply(batch, method="start"),
+                inputs_BPWT,
+                segments_BPWT,
+                positions_BPWT,
+                interact=False,
+                method="decode",
+            )
+            log_probs_BPWTV = jax.nn.log_softmax(logits_BPWTV)
+            labels_BPWT1 = streams["labels"][..., None]
+            log_probs_BPWT = jnp.take_along_axis(log_probs_BPWTV, labels_BPWT1, axis=-1)[..., 0]
+            return (log_probs_BPWT * streams["weights"]).sum(axis=-1)
+
+        return jax.pmap(score, axis_name=AXIS, in_axes=(None, 0, 0))
+
+    def _found(self, result: BeamSearchResult, row: int) -> Found:
+        n_best: dict[Direction, tuple[Hypothesis, ...]] = {}
+        for way, direction in enumerate(self.streams.directions):
+            n_best[direction] = tuple(
+                Hypothesis(
+                    tokens=tuple(
+                        int(token)
+                        for token in result.tokens_BWNT[row, way, n][
+                            : result.lengths_BWN[row, way, n]
+                        ]
+                    ),
+                    direction=direction,
+                    log_prob=float(result.log_probs_BWN[row, way, n]),
+                    score=float(result.scores_BWN[row, way, n]),
+                    finished=bool(result.finished_BWN[row, way, n]),
+                )
+                for n in range(result.valid_BWN.shape[-1])
+                if result.valid_BWN[row, way, n]
+            )
+        best = n_best[self.streams.directions[int(result.winner_B[row])]]
+        return Found(n_best, best[0] if best else None)
+
+
+def _without_steps(result: BeamSearchResult) -> BeamSearchResult:
+    """The leaves that have a sentence axis; `steps` has none."""
+    return result.replace(steps=result.steps[:, None])
+
+
+def _bucket(length: int) -> int:
+    """Lengths that rows are padded to: multiples of 8, from 64 on in steps of an eighth or less."""
+    step = max(8, 1 << max(length - 1, 1).bit_length() - 3)
+    return _round_up(length, step)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return max(multiple, -(-number // multiple) * multiple)

@@ -1,0 +1,98 @@
+"""What an evaluation found, as JSON and as a table."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+
+from bidi.data.sources import Example
+from bidi.evaluation import metrics
+from bidi.evaluation.generate import Found, Generator, Hypothesis
+
+
+def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """All metrics of a list of outputs; percent but for the length ratio and the signatures."""
+    wrong = metrics.word_error_rate(hypotheses, references)
+    return {
+        "wer": wrong,
+        "per": metrics.token_error_rate(hypotheses, references),
+        "exact_match": 100.0 - wrong,
+        **metrics.bleu_chrf(hypotheses, references),
+        "length_ratio": metrics.length_ratio(hypotheses, references),
+        "positional_accuracy": metrics.positional_accuracy(
+            [text.split() for text in hypotheses],
+            [[text.split() for text in texts] for texts in references],
+        ),
+    }
+
+
+def results(
+    generator: Generator,
+    examples: Sequence[Example],
+    found: Sequence[Found],
+    chosen: Sequence[Hypothesis | None],
+) -> dict[str, Any]:
+    """Metrics of what was chosen, and of each direction's best alone; how often each won."""
+    references = [example.targets for example in examples]
+    directions = {}
+    for direction in found[0].n_best:
+        best = [one.n_best[direction][0] if one.n_best[direction] else None for one in found]
+        directions[direction] = scores([generator.text(h) for h in best], references)
+    won = Counter(hypothesis.direction for hypothesis in chosen if hypothesis)
+    unfinished = sum(not hypothesis.finished for hypothesis in chosen if hypothesis)
+    return {
+        "metrics": scores([generator.text(h) for h in chosen], references),
+        "directions": directions,
+        "won": {name: 100 * won[name] / len(chosen) for name in directions},
+        "unfinished": 100 * unfinished / len(chosen),
+    }
+
+
+def samples(
+    generator: Generator,
+    examples: Sequence[Example],
+    found: Sequence[Found],
+    chosen: Sequence[Hypothesis | None],
+) -> list[dict[str, Any]]:
+    """What each end wrote for each example, and which was chosen."""
+    return [
+        {
+            "source": example.source,
+            "references": list(example.targets),
+            **{
+                name: generator.text(listed[0]) if listed else ""
+                for name, listed in one.n_best.items()
+            },
+            "chosen": generator.text(hypothesis),
+            "won": hypothesis.direction if hypothesis else None,
+        }
+        for example, one, hypothesis in zip(examples, found, chosen, strict=True)
+    ]
+
+
+def print_results(report: dict[str, Any], console: rich.console.Console) -> None:
+    """The gist of a report of `bidi.evaluate`."""
+    systems = {"chosen": report["metrics"], **report["directions"]}
+    if len(report["directions"]) == 1:
+        systems = {"chosen": report["metrics"]}
+    table = rich.table.Table(title=f"{report['split']}: {report['sentences']} sources")
+    for heading in ("", "WER", "PER", "BLEU", "chrF", "first 4", "last 4", "length", "won"):
+        table.add_column(heading, justify="right")
+    for name, row in systems.items():
+        position = row["positional_accuracy"]
+        values = [row["wer"], row["per"], row["bleu"], row["chrf"]]
+        values += [position["first_4"], position["last_4"]]
+        cells = [f"{value:.2f}" for value in values]
+        won = f"{report['won'][name]:.1f} %" if name in report["won"] else ""
+        table.add_row(name, *cells, f"{row['length_ratio']:.3f}", won)
+    console.print(table)
+    for sample in report["samples"]:
+        console.print(f"{sample['source']}", style="bold", highlight=False)
+        for name in report["directions"]:
+            mark = "*" if sample["won"] == name else " "
+            console.print(f"  {mark} {name}  {sample[name]}", highlight=False)
+        if report["agreement"]:
+            console.print(f"    chosen by both: {sample['chosen']}", highlight=False)
+        console.print(f"    right: {' | '.join(sample['references'])}", highlight=False)
