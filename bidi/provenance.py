@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, device."""
+"""What a result was made with: commit, versions, device, time spent on compilation."""
 
 import importlib.metadata
 import pathlib
@@ -8,6 +8,23 @@ import subprocess
 import jax
 
 _PACKAGES = ("bidi", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileMeter:
+    """Counts compilations in this process and the seconds they take."""
+
+    def __init__(self):
+        """Listens from now on."""
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+            self.seconds += duration_secs
 
 
 def provenance() -> dict[str, object]:

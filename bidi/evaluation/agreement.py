@@ -58,16 +58,7 @@ def candidates(
         sources: texts.
         found: what each model's search found for them.
         generators: the models; one of two directions, or two of one each.
-
-    Raises:
-        ValueError: these are not two scorers in all.
     """
-    scorers = sum(len(generator.streams.directions) for generator in generators)
-    if scorers != 2:
-        raise ValueError(
-            f"agreement needs two scorers, these models have {scorers} directions in all: use one "
-            "model of two directions, or two of one each (--partner_workdir)"
-        )
     pooled = [_pool(of_source) for of_source in zip(*found, strict=True)]
     outputs = [[hypothesis.tokens for hypothesis in pool] for pool in pooled]
     scores = [generator.score(sources, outputs) for generator in generators]

@@ -40,7 +40,7 @@ class System:
     @property
     def rescores(self) -> bool:
         """Whether outputs are chosen by both directions."""
-        return self.agreement.rescore or len(self.generators) == 2
+        return self.agreement.rescore
 
     def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[list[Found]]:
         """What each model's search finds for the sources."""

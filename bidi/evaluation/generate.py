@@ -1,6 +1,7 @@
 """A trained model at work: texts in, hypotheses out; and log-probabilities of given outputs.
 
-Letters: B batch, P pairs or candidates, W ways, N n-best, S source steps, T target steps, V vocabulary.
+Letters: B batch, P pairs or candidates, W ways, N n-best, S source steps, T target steps,
+V vocabulary.
 """
 
 import dataclasses
@@ -126,8 +127,8 @@ class Generator:
             )
             result = jax.device_get(result)
             tally.batches += 1
-            tally.steps += int(np.max(result.steps))
-            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _without_steps(result))
+            tally.steps += int(result.steps.max())
+            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
             for row, index in enumerate(indices):
                 found[index] = self._found(result, row)
         tally.sentences += len(sources)
@@ -269,7 +270,7 @@ class Generator:
             positions_BPWT = jnp.broadcast_to(
                 jnp.arange(inputs_BPWT.shape[-1])[None, None, None], inputs_BPWT.shape
             )
-            logits_BPWTV = apply(
+            logits_BPWTV: Any = apply(
                 apply(batch, method="start"),
                 inputs_BPWT,
                 segments_BPWT,
@@ -307,14 +308,9 @@ class Generator:
         return Found(n_best, best[0] if best else None)
 
 
-def _without_steps(result: BeamSearchResult) -> BeamSearchResult:
-    """The leaves that have a sentence axis; `steps` has none."""
-    return result.replace(steps=result.steps[:, None])
-
-
 def _bucket(length: int) -> int:
     """Lengths that rows are padded to: multiples of 8, from 64 on in steps of an eighth or less."""
-    step = max(8, 1 << max(length - 1, 1).bit_length() - 3)
+    step = max(8, 1 << max(int(length - 1).bit_length() - 3, 0))
     return _round_up(length, step)
 
 

@@ -1,14 +1,18 @@
 """A trained model from its workdir."""
 
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bidi.data.vocabulary import Vocabulary
+from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
-from bidi.experiment import Experiment
+from bidi.experiment import Experiment, load_run
+from bidi.models.transformer import Transformer
 from bidi.training.checkpoints import Checkpoints
 
 
@@ -48,26 +52,70 @@ def restore_generator(
     return generator, step
 
 
-def vocabulary_hash(workdir: str) -> str:
-    """What two models must share to score each other's outputs."""
-    identity = json.loads((pathlib.Path(workdir) / "data.json").read_text())
-    return json.dumps(identity["vocabularies"]["target"], sort_keys=True)
+def load_system(
+    workdir: str, experiment: Experiment, checkpoint: str, partner_workdir: str | None
+) -> System:
+    """The system that a workdir, or two of them, make up.
+
+    Args:
+        workdir: of `bidi.train`.
+        experiment: the workdir's, whose search and agreement count for both.
+        checkpoint: of either, see `restore_generator`.
+        partner_workdir: of a second model, whose outputs are pooled with the first's; or None.
+
+    Raises:
+        FileNotFoundError: there is no such workdir or checkpoint.
+        ValueError: the models' vocabularies differ, or they are not two scorers in all.
+    """
+    generators = [restore_generator(workdir, experiment, checkpoint)]
+    if partner_workdir:
+        if _vocabularies(workdir) != _vocabularies(partner_workdir):
+            raise ValueError(
+                f"--partner_workdir={partner_workdir} has other vocabularies than "
+                f"--workdir={workdir}: train both on the same prepared data"
+            )
+        # Not `experiment`: the partner has a direction, and may have a shape, of its own.
+        partner = load_run(partner_workdir, [])
+        generators.append(restore_generator(partner_workdir, partner, checkpoint))
+    scorers = sum(len(generator.streams.directions) for generator, _ in generators)
+    rescore = experiment.agreement.rescore or partner_workdir is not None
+    if rescore and scorers != 2:
+        raise ValueError(
+            f"agreement needs two scorers, but there are {scorers} directions in all: use one "
+            "model of two directions, or two of one each (--partner_workdir)"
+        )
+    return System(
+        generators=tuple(generator for generator, _ in generators),
+        steps=tuple(step for _, step in generators),
+        search=experiment.search,
+        agreement=dataclasses.replace(experiment.agreement, rescore=rescore),
+        evaluation=experiment.evaluation,
+    )
+
+
+def _vocabularies(workdir: str) -> object:
+    path = pathlib.Path(workdir) / "data.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {path.name}")
+    return json.loads(path.read_text())["vocabularies"]
 
 
 def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
     steps = checkpoints.all_steps()
     by_name = {"best": checkpoints.best_step(), "latest": checkpoints.latest_step()}
+    if checkpoint not in by_name and not checkpoint.isdecimal():
+        raise FileNotFoundError(f"--checkpoint={checkpoint} is none of best, latest or a step")
     step = by_name[checkpoint] if checkpoint in by_name else int(checkpoint)
     # A run stopped before its first validation has a newest checkpoint but no best one.
     step = checkpoints.latest_step() if checkpoint == "best" and step is None else step
     if step not in steps:
         raise FileNotFoundError(
-            f"{checkpoints.directory} has no checkpoint {checkpoint!r}; there are: {steps or 'none'}"
+            f"{checkpoints.directory} has no checkpoint {checkpoint!r}; it has {steps or 'none'}"
         )
     return step
 
 
-def _shapes(model, ways: int):
+def _shapes(model: Transformer, ways: int) -> Any:
     """Shapes of the parameters, on all devices of this process."""
     source, target = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, ways, 2), jnp.int32)
     batch = {

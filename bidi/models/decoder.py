@@ -53,7 +53,7 @@ def read_streams(
     The second is zero where the streams do not read each other. Queries, keys and values are
     [B, P, W, H, T, E]; with a cache, its steps are read with these written at `call.step`.
     """
-    if cache is not None:
+    if cache is not None and call.step is not None:
         k = jax.lax.dynamic_update_slice_in_dim(cache["keys"], k, call.step, axis=4)
         v = jax.lax.dynamic_update_slice_in_dim(cache["values"], v, call.step, axis=4)
         cache = {"keys": k, "values": v}
@@ -223,8 +223,8 @@ class Decoder(nn.Module):
 
     def __call__(
         self, x_BPWTD: jax.Array, source: list[KeysValues], cache: Cache | None, call: Call
-    ) -> tuple[jax.Array, Cache | None]:
-        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it."""
+    ) -> tuple[jax.Array, Cache]:
+        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it, if any."""
         caches = {}
         alone = dataclasses.replace(call, interact=False, self_mask=history_part(call, x_BPWTD))
         in_layers = call if self.config.interaction == "layers" else alone
@@ -237,7 +237,7 @@ class Decoder(nn.Module):
         if self.config.interaction == "top":
             top_cache = None if cache is None else cache["top"]
             x_BPWTD, caches["top"] = self.top(x_BPWTD, top_cache, call)
-        return x_BPWTD, None if cache is None else caches
+        return x_BPWTD, caches
 
     def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
         """Room for so many steps of every pair, leaves [B, P, W, H, T, E]."""

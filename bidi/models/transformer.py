@@ -84,8 +84,13 @@ class Transformer(nn.Module):
         source = self.encode(
             batch["source"], batch["source_segments"], batch["source_positions"], train
         )
-        streams = (batch[key][:, None] for key in ("inputs", "segments", "positions"))
-        return self.decode(source, *streams, train=train, interact=interact)[:, 0]
+        inputs_B1WT, segments_B1WT, positions_B1WT = (
+            batch[key][:, None] for key in ("inputs", "segments", "positions")
+        )
+        logits_B1WTV = self.decode(
+            source, inputs_B1WT, segments_B1WT, positions_B1WT, train, interact
+        )
+        return logits_B1WTV[:, 0]
 
     def encode(
         self,
@@ -154,8 +159,8 @@ class Transformer(nn.Module):
         )
         positions_1111 = jnp.reshape(step, (1, 1, 1, 1))
         x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_1111, False)
-        x_BPW1D, cache = self.decoder(x_BPW1D, source.keys_values, cache, call)
-        return nn.log_softmax(self._logits(x_BPW1D)[..., 0, :]), cache
+        x_BPW1D, new_cache = self.decoder(x_BPW1D, source.keys_values, cache, call)
+        return nn.log_softmax(self._logits(x_BPW1D)[..., 0, :]), new_cache
 
     @property
     def _decoders(self) -> int:

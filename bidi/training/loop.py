@@ -21,10 +21,10 @@ from bidi import config as gin_config
 from bidi.data import pipeline
 from bidi.data.prepared import Prepared
 from bidi.experiment import CONFIG_FILE, Experiment
-from bidi.provenance import provenance
+from bidi.provenance import CompileMeter, provenance
 from bidi.training.checkpoints import Checkpoints
 from bidi.training.partitioner import Pmap
-from bidi.training.report import CompileMeter, Reporter, TrainMeter, means
+from bidi.training.report import Reporter, TrainMeter, means
 from bidi.training.step import Trainer, TrainState
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class _Run:
                 if step == first + 1:
                     jax.block_until_ready(metrics)
                     _report_compilation(compiled)
-                    meter.shift(time.perf_counter() - started)
+                    meter.restart_clock()
         except FloatingPointError as error:
             raise self._with_advice(error) from None
         finally:

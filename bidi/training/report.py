@@ -3,13 +3,14 @@
 Letters: W ways.
 """
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,22 +24,6 @@ from bidi.training.loss import LossSums
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-
-
-class CompileMeter:
-    """Counts compilations in this process and the seconds they take."""
-
-    def __init__(self):
-        """Listens from now on."""
-        self.count, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
-        if event == _COMPILE_EVENT:
-            self.count += 1
-            self.seconds += seconds
 
 
 def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, float]:
@@ -118,7 +103,9 @@ class TrainMeter:
         """`directions` names the ways."""
         self._directions = directions
         self._pending: tuple[int, Any] | None = None
-        self._clear()
+        self._totals: Any = None
+        self._updates = 0
+        self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Any) -> None:
         """Takes the metrics of update `step`, on the device, and reads those of the one before."""
@@ -141,47 +128,46 @@ class TrainMeter:
             raise FloatingPointError(
                 f"update {step} (from step {step - 1} to {step}): loss {loss}, gradient norm {norm}"
             )
-        self._sums = (
-            jax.tree.map(np.add, self._sums, metrics["sums"]) if self._count else metrics["sums"]
-        )
-        self._norm += norm
-        self._count += 1
+        if self._totals is not None:
+            metrics = jax.tree.map(np.add, self._totals, metrics)
+        self._totals = metrics
+        self._updates += 1
 
     def row(self) -> dict[str, float]:
         """The means since the last row; nothing where there were no updates."""
-        if not self._count:
+        if not self._updates:
             return {}
-        seconds = time.perf_counter() - self._since
-        tokens = float(self._sums.tokens_W.sum())
+        now = time.perf_counter()
+        seconds, updates, sums = now - self._since, self._updates, self._totals["sums"]
         row = {
-            **means(self._sums, self._directions, "train"),
-            "train/gradient_norm": self._norm / self._count,
-            "train/tokens_per_second": tokens / seconds,
-            "train/milliseconds_per_update": 1000 * seconds / self._count,
+            **means(sums, self._directions, "train"),
+            "train/gradient_norm": float(self._totals["gradient_norm"]) / updates,
+            "train/tokens_per_second": float(sums.tokens_W.sum()) / seconds,
+            "train/milliseconds_per_update": 1000 * seconds / updates,
         }
-        self._clear()
+        self._totals, self._updates, self._since = None, 0, now
         return row
 
-    def pause(self) -> "_Pause":
-        """A context whose time is not counted as training."""
-        return _Pause(self)
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done within is not counted as training time."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
-    def shift(self, seconds: float) -> None:
-        """Takes so many seconds out of the time counted."""
-        self._since += seconds
-
-    def _clear(self) -> None:
-        self._sums: Any = None
-        self._norm, self._count = 0.0, 0
+    def restart_clock(self) -> None:
+        """Training time counts from now on: the updates before were for compilation."""
         self._since = time.perf_counter()
 
 
-class _Pause:
-    def __init__(self, meter: TrainMeter):
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.shift(time.perf_counter() - self._start)
+def training_summary(workdir: pathlib.Path, step: int) -> dict[str, float]:
+    """Updates, seconds and milliseconds an update of a run, up to a step, from its metrics."""
+    rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    trained = [row for row in rows if "train/loss" in row and row["step"] <= step]
+    milliseconds = [row["train/milliseconds_per_update"] for row in trained]
+    steps = np.diff([0] + [row["step"] for row in trained])
+    return {
+        "updates": step,
+        "seconds": float((steps * np.array(milliseconds)).sum() / 1000),
+        "median_milliseconds_per_update": float(np.median(milliseconds)) if trained else math.nan,
+    }

@@ -4,6 +4,7 @@ Letters: W ways.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -102,12 +103,14 @@ class Trainer:
 
     def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:
         """Sums of the unsmoothed loss over all devices."""
-        logits_BWTV = self.model.apply({"params": params}, batch)
+        logits_BWTV: Any = self.model.apply({"params": params}, batch)
         sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], 0.0)
         return sums if axis is None else jax.lax.psum(sums, axis)
 
     def _loss(self, params: dict, batch: Batch, rng: jax.Array) -> tuple[jax.Array, LossSums]:
-        logits_BWTV = self.model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        logits_BWTV: Any = self.model.apply(
+            {"params": params}, batch, train=True, rngs={"dropout": rng}
+        )
         sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], self.label_smoothing)
         return sums.loss, sums
 

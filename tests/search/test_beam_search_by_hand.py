@@ -65,17 +65,20 @@ def test_an_end_counts_only_among_the_best_candidates(beam, best):
 
 
 def test_a_longer_hypothesis_wins_late():
-    """A search that stops at its first finished hypotheses returns () here."""
+    """A search that stops at its first finished hypothesis returns () here.
+
+    So does one that looks a single step ahead: -2.5 / 2 < -1 / 1, but -2.5 / 5 > -1 / 1.
+    """
     case = Case("none", 1, 5, ways=L2R, penalty="plain", alpha=1.0, min_length=0)
 
     def row(way, step, own, partner):
         if step == 0:
-            return {2: -1, 3: -1.5}
+            return {2: -1, 3: -2.5}
         return {3: 0, 2: -5} if step < 4 else {3: -1, 2: 0}
 
     answer, result = by_hand(case, row)
-    assert found(answer) == [((3, 3, 3, 3), True, -1.5)]
-    assert answer.n_best[0][0].score(case.task(5)) == pytest.approx(-0.3)
+    assert found(answer) == [((3, 3, 3, 3), True, -2.5)]
+    assert answer.n_best[0][0].score(case.task(5)) == pytest.approx(-0.5)
     assert result.steps == 5
 
 

@@ -1,0 +1,111 @@
+"""Scores a trained model: python -m bidi.evaluate --workdir=... [--split=test] [--gin.NAME=value].
+
+Writes eval/<split>-<search>.json and the outputs beside it, and prints a table.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import rich.console
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.data.prepared import Prepared
+from bidi.data.sources import Example
+from bidi.evaluation import report
+from bidi.evaluation.choose import System
+from bidi.evaluation.generate import Found, Hypothesis, Tally
+from bidi.evaluation.restore import load_system
+from bidi.provenance import CompileMeter, provenance
+from bidi.training.report import training_summary
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_PARTNER = flags.DEFINE_string(
+    "partner_workdir", None, "A second model: the outputs of both are rescored by both."
+)
+
+
+def main(bindings: list[str]) -> None:
+    """Searches the split, scores what was found, writes and prints it."""
+    if not _WORKDIR.value:
+        raise verb.UserError("--workdir is missing: which run shall be scored?")
+    loaded = experiment.load_run(_WORKDIR.value, bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    config_text = config.operative()
+    system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    prepared = Prepared.open(loaded.data.directory)
+    directory = pathlib.Path(_WORKDIR.value) / "eval"
+    directory.mkdir(exist_ok=True)
+    if system.rescores:
+        kept = directory / "agreement.json"
+        system = system.with_saved_choice(kept) or system.tuned(prepared)
+        system.save_choice(kept)
+
+    compiled, tally, start = CompileMeter(), Tally(), time.perf_counter()
+    examples = prepared.examples(_SPLIT.value)
+    sources = [example.source for example in examples]
+    found = system.find(sources, tally)
+    chosen = system.choose(sources, found)
+    seconds = time.perf_counter() - start
+
+    result = _report(system, examples, found[0], chosen)
+    result["speed"] = {
+        "seconds": seconds,
+        "compile_seconds": compiled.seconds,
+        "sentences_per_second": len(sources) / max(seconds - compiled.seconds, 1e-9),
+        **dataclasses.asdict(tally),
+    }
+    result["training"] = training_summary(pathlib.Path(_WORKDIR.value), system.steps[0])
+    result["config"] = config_text
+    result["provenance"] = provenance()
+    name = f"{_SPLIT.value}-{search_name(system)}"
+    _write(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
+    _write(directory / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    report.print_results(result, rich.console.Console())
+    print(f"{directory / name}.json")
+
+
+def search_name(system: System) -> str:
+    """A short name of how outputs were searched and chosen."""
+    name = f"{system.search.coupling}-beam{system.search.beam_size}"
+    if len(system.generators) == 2:
+        return f"{name}-partner"
+    return f"{name}-agreement" if system.rescores else name
+
+
+def _report(
+    system: System,
+    examples: list[Example],
+    found: list[Found],
+    chosen: list[Hypothesis | None],
+) -> dict[str, Any]:
+    generator = system.generators[0]
+    shown = system.evaluation.samples
+    return {
+        "split": _SPLIT.value,
+        "sentences": len(examples),
+        "checkpoints": system.steps,
+        "workdirs": [path for path in (_WORKDIR.value, _PARTNER.value) if path],
+        "search": dataclasses.asdict(system.search),
+        "agreement": dataclasses.asdict(system.choice) if system.choice else None,
+        **report.results(generator, examples, found, chosen),
+        "samples": report.samples(generator, examples[:shown], found[:shown], chosen[:shown]),
+        "outputs": [generator.text(hypothesis) for hypothesis in chosen],
+    }
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    verb.run("bidi.evaluate", main)

@@ -1,0 +1,156 @@
+"""Writes outputs for texts: python -m bidi.translate --workdir=... <sources >outputs.
+
+One source a line, one output a line, in the same order; an empty line stays empty. `--n_best`
+gives several lines a source, `--scores` and `--json` say more.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.evaluation.choose import System
+from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
+from bidi.evaluation.restore import load_system
+
+log = logging.getLogger(__name__)
+
+# Sources read at once: enough for batches of like lengths, not all of a great file.
+_CHUNK = 4096
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.")
+_INPUT = flags.DEFINE_string("input", None, "A file of sources; stdin by default.")
+_OUTPUT = flags.DEFINE_string("output", None, "A file for outputs; stdout by default.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_PARTNER = flags.DEFINE_string(
+    "partner_workdir", None, "A second model: the outputs of both are rescored by both."
+)
+_N_BEST = flags.DEFINE_integer("n_best", 1, "Outputs a source, best first.", lower_bound=1)
+_SCORES = flags.DEFINE_bool("scores", False, "Puts the score and a tab before each output.")
+_JSON = flags.DEFINE_bool(
+    "json", False, "One JSON object a source: outputs of each direction, and which way won."
+)
+
+
+def main(bindings: list[str]) -> None:
+    """Reads, searches and writes, a chunk at a time."""
+    if not _WORKDIR.value:
+        raise verb.UserError("--workdir is missing: which model shall write?")
+    loaded = experiment.load_run(_WORKDIR.value, bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    if system.rescores:
+        tuned = system.with_saved_choice(pathlib.Path(_WORKDIR.value) / "eval" / "agreement.json")
+        if tuned is None:
+            raise verb.UserError(
+                "agreement has not been tuned for this search and checkpoint: run bidi.evaluate "
+                "with the same flags first, or pass --gin.Agreement.rescore=False"
+            )
+        system = tuned
+    system = _with_n_best(system, _N_BEST.value)
+    if _OUTPUT.value is None:
+        _translate(system, sys.stdout)
+        return
+    output = pathlib.Path(_OUTPUT.value)
+    temporary = output.with_name(output.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        _translate(system, file)
+    temporary.replace(output)
+
+
+def _translate(system: System, output: TextIO) -> None:
+    tally = Tally()
+    for sources in _chunks(_read_lines()):
+        found = system.find(sources, tally)
+        chosen = system.choose(sources, found)
+        for source, *lists, hypothesis in zip(sources, *found, chosen, strict=True):
+            output.writelines(_lines(system.generators[0], source, lists, hypothesis))
+        output.flush()
+    if tally.truncated:
+        log.warning("%d sources were longer than the model reads, and cut", tally.truncated)
+
+
+def _lines(
+    generator: Generator, source: str, found: list[Found], chosen: Hypothesis | None
+) -> Iterator[str]:
+    """What is written for one source."""
+    if _JSON.value:
+        yield json.dumps(_record(generator, source, found, chosen), ensure_ascii=False) + "\n"
+        return
+    if chosen is None:
+        yield "\n"
+        return
+    listed = [h for one in found for h in one.all if h.tokens != chosen.tokens]
+    for hypothesis in [chosen, *listed][: _N_BEST.value]:
+        score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""
+        yield f"{score}{generator.text(hypothesis)}\n"
+
+
+def _record(
+    generator: Generator, source: str, found: list[Found], chosen: Hypothesis | None
+) -> dict[str, Any]:
+    def describe(hypothesis: Hypothesis) -> dict[str, Any]:
+        return {
+            "text": generator.text(hypothesis),
+            "tokens": generator.target_vocabulary.pieces(hypothesis.tokens),
+            "score": hypothesis.score,
+            "log_prob": hypothesis.log_prob,
+            "finished": hypothesis.finished,
+        }
+
+    return {
+        "source": source,
+        "output": generator.text(chosen),
+        "won": chosen.direction if chosen else None,
+        "directions": {
+            direction: [describe(hypothesis) for hypothesis in listed]
+            for one in found
+            for direction, listed in one.n_best.items()
+        },
+    }
+
+
+def _with_n_best(system: System, n_best: int) -> System:
+    """A search that gives so many outputs a source, if both directions give their best."""
+    if n_best == 1 or system.rescores:
+        return system
+    ways = len(system.generators[0].streams.directions)
+    hypotheses = system.search.make_coupling(ways).hypotheses
+    if n_best > ways * hypotheses:
+        raise verb.UserError(
+            f"--n_best={n_best}, but the search keeps {hypotheses} hypotheses in each of {ways} "
+            "directions: raise --gin.Search.beam_size"
+        )
+    search = dataclasses.replace(system.search, n_best=min(n_best, hypotheses))
+    return dataclasses.replace(system, search=search)
+
+
+def _read_lines() -> Iterator[str]:
+    if _INPUT.value is None:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    with pathlib.Path(_INPUT.value).open(encoding="utf-8") as file:
+        yield from (line.rstrip("\n") for line in file)
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for line in lines:
+        chunk.append(line)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+if __name__ == "__main__":
+    verb.run("bidi.translate", main)

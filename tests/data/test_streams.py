@@ -1,0 +1,76 @@
+"""Streams of any target. T target steps, W ways."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
+
+TARGETS = st.lists(st.integers(FIRST_TEXT_ID, 40), max_size=12).map(
+    lambda ids: np.array(ids, np.int32)
+)
+STREAMS = st.builds(
+    Streams, ways=st.sampled_from(["l2r", "r2l", "both"]), markers=st.sampled_from(["swap", "tags"])
+)
+
+
+@given(STREAMS, TARGETS)
+def test_a_stream_writes_its_target_and_then_its_end(streams, target):
+    tokens = streams.tokens(target)
+    for way, direction in enumerate(streams.directions):
+        written = tokens["labels"][:-1, way]
+        np.testing.assert_array_equal(written[:: 1 if direction == "l2r" else -1], target)
+        assert tokens["labels"][-1, way] == streams.ends[way]
+
+
+@given(STREAMS, TARGETS)
+def test_inputs_are_the_labels_one_step_later(streams, target):
+    tokens = streams.tokens(target)
+    np.testing.assert_array_equal(tokens["inputs"][0], streams.starts)
+    np.testing.assert_array_equal(tokens["inputs"][1:], tokens["labels"][:-1])
+
+
+@given(STREAMS, TARGETS)
+def test_every_label_counts_and_nothing_reads_as_padding(streams, target):
+    tokens = streams.tokens(target)
+    shape = (len(target) + 1, len(streams.directions))
+    assert {key: (value.shape, value.dtype) for key, value in tokens.items()} == {
+        "inputs": (shape, np.int32),
+        "labels": (shape, np.int32),
+        "weights": (shape, np.float32),
+    }
+    assert (tokens["weights"] == 1).all()
+    assert (tokens["inputs"] != PAD).all()
+
+
+@given(st.sampled_from(["swap", "tags"]), TARGETS)
+def test_both_ways_are_the_two_single_ones_side_by_side(markers, target):
+    both = Streams("both", markers)
+    alone = [Streams(way, markers) for way in both.directions]
+    assert both.directions == ("l2r", "r2l")
+    assert both.starts == tuple(one.starts[0] for one in alone)
+    assert both.ends == tuple(one.ends[0] for one in alone)
+    for key, value_TW in both.tokens(target).items():
+        each = [one.tokens(target)[key] for one in alone]
+        np.testing.assert_array_equal(value_TW, np.concatenate(each, axis=1))
+
+
+@given(st.sampled_from(["swap", "tags"]), TARGETS)
+def test_ways_mirror_each_other(markers, target):
+    """What one way writes of a target the other writes of the target reversed."""
+    streams = Streams("both", markers)
+    forward, backward = streams.tokens(target), streams.tokens(target[::-1])
+    np.testing.assert_array_equal(forward["labels"][:-1], backward["labels"][:-1, ::-1])
+    np.testing.assert_array_equal(forward["inputs"][1:], backward["inputs"][1:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("markers", "starts", "ends"),
+    [("swap", (BOS, EOS), (EOS, BOS)), ("tags", (L2R, R2L), (EOS, EOS))],
+)
+def test_markers(markers, starts, ends):
+    streams = Streams("both", markers)
+    assert streams.starts == starts
+    assert streams.ends == ends

@@ -1,0 +1,158 @@
+"""Attention, masks and fusion against their definitions in numpy.
+
+B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E head width, D model.
+"""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bidi.models.attention import (
+    Fusion,
+    attend,
+    attend_both,
+    both_mask,
+    history_mask,
+    merge_heads,
+    source_mask,
+    split_heads,
+)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def numpy_attend(q_TE, k_SE, v_SE, mask_TS):
+    read_TE = np.zeros((len(q_TE), v_SE.shape[1]))
+    for t, seen in enumerate(mask_TS):
+        if seen.any():
+            weights = np.exp(k_SE[seen] @ q_TE[t] / np.sqrt(q_TE.shape[1]))
+            read_TE[t] = weights / weights.sum() @ v_SE[seen]
+    return read_TE
+
+
+@given(hnp.arrays(bool, (2, 1, 3, 5)))
+def test_attend_is_its_definition(mask_B1TS):
+    q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4, seed=1)
+    found = np.asarray(attend(q, k, v, mask_B1TS))
+    for b, h in np.ndindex(2, 2):
+        expected = numpy_attend(q[b, h], k[b, h], v[b, h], mask_B1TS[b, 0])
+        np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
+    sees_nothing = ~np.broadcast_to(mask_B1TS, (2, 2, 3, 5)).any(axis=-1)
+    assert (found[sees_nothing] == 0).all()
+
+
+def test_gradients_are_finite_where_nothing_is_seen():
+    """And nothing flows: neither to who sees nothing nor to who is not seen."""
+    q, k, v = normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 4, seed=1)
+    mask = np.ones((1, 3, 5), bool)
+    mask[:, 1], mask[:, :, 4] = False, False
+    weights = normal(2, 3, 4, seed=2)
+    dq, dk, dv = jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2))(q, k, v)
+    for gradient in (dq, dk, dv):
+        assert np.isfinite(gradient).all()
+        assert (gradient != 0).any()
+    assert (dq[:, 1] == 0).all()
+    assert (dk[:, 4] == 0).all()
+    assert (dv[:, 4] == 0).all()
+
+
+SEGMENTS = hnp.arrays(np.int32, (2, 1, 2, 4), elements=st.integers(0, 2))
+
+
+def numpy_mask(queries_T, keys_S):
+    """A query sees what was read up to its own step, in its own segment."""
+    return np.array(
+        [
+            [s <= t and key == query != 0 for s, key in enumerate(keys_S)]
+            for t, query in enumerate(queries_T)
+        ]
+    )
+
+
+@given(SEGMENTS)
+def test_masks_are_their_definitions(segments_BPWT):
+    history, both = history_mask(segments_BPWT), both_mask(segments_BPWT)
+    assert history.shape == (2, 1, 2, 1, 4, 4)
+    assert both.shape == (2, 1, 2, 1, 8, 4)
+    for b, w in np.ndindex(2, 2):
+        own, other = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
+        np.testing.assert_array_equal(history[b, 0, w, 0], numpy_mask(own, own))
+        np.testing.assert_array_equal(both[b, 0, w, 0, :4], numpy_mask(own, own))
+        # The keys of way w, read by the other way.
+        np.testing.assert_array_equal(both[b, 0, w, 0, 4:], numpy_mask(other, own))
+
+
+@given(
+    hnp.arrays(np.int32, (2, 3), elements=st.integers(0, 2)),
+    hnp.arrays(np.int32, (2, 5), elements=st.integers(0, 2)),
+)
+def test_source_mask_joins_equal_segments(queries_BT, source_BS):
+    expected = (queries_BT[:, :, None] == source_BS[:, None]) & (source_BS[:, None] != 0)
+    np.testing.assert_array_equal(source_mask(queries_BT, source_BS)[:, 0], expected)
+
+
+@given(SEGMENTS)
+def test_attend_both_is_two_readings(segments_BPWT):
+    shape_BPWHTE = (2, 1, 2, 2, 4, 4)
+    q, k, v = (normal(*shape_BPWHTE, seed=seed) for seed in range(3))
+    history, future = map(np.asarray, attend_both(q, k, v, both_mask(segments_BPWT)))
+    for b, w, h in np.ndindex(2, 2, 2):
+        own, other = (b, 0, w, h), (b, 0, 1 - w, h)
+        own_T, other_T = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
+        mask_own, mask_other = numpy_mask(own_T, own_T), numpy_mask(own_T, other_T)
+        expected = numpy_attend(q[own], k[own], v[own], mask_own)
+        np.testing.assert_allclose(history[own], expected, atol=1e-5)
+        expected = numpy_attend(q[own], k[other], v[other], mask_other)
+        np.testing.assert_allclose(future[own], expected, atol=1e-5)
+        assert (future[own][~mask_other.any(axis=-1)] == 0).all()
+
+
+def test_heads_are_slices_of_the_model_size():
+    x_BTD = normal(2, 3, 8)
+    x_BHTE = split_heads(x_BTD, 2)
+    np.testing.assert_array_equal(x_BHTE[:, 1], x_BTD[..., 4:])
+    np.testing.assert_array_equal(merge_heads(x_BHTE), x_BTD)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("kind", ["tanh", "linear", "gate", "concat"])
+def test_fusion_is_its_formula(kind):
+    history, future = normal(3, 4), normal(3, 4, seed=1)
+    params = {
+        "tanh": {},
+        "linear": {},
+        "gate": {"gates": {"kernel": normal(8, 8), "bias": normal(8)}},
+        "concat": {"join": {"kernel": normal(8, 4)}},
+    }[kind]
+    fusion = Fusion(kind, weight=0.3, dropout=0.5, train=False)
+    shapes = jax.eval_shape(fusion.init, jax.random.key(0), history, future).get("params", {})
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
+
+    both = np.concatenate([history, future], axis=-1)
+    if kind in ("tanh", "linear"):
+        expected = history + 0.3 * (np.tanh(future) if kind == "tanh" else future)
+    elif kind == "concat":
+        expected = both @ params["join"]["kernel"]
+    else:
+        gates = both @ params["gates"]["kernel"] + params["gates"]["bias"]
+        expected = sigmoid(gates[:, :4]) * history + sigmoid(gates[:, 4:]) * future
+    found = fusion.apply({"params": params}, history, future)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_dropout_is_on_the_future_alone():
+    history, future = normal(20, 50), normal(20, 50, seed=1)
+    fusion = Fusion("linear", weight=0.3, dropout=0.5, train=True)
+    found = fusion.apply({}, history, future, rngs={"dropout": jax.random.key(0)})
+    kept = (found - history) / (0.3 * future)
+    np.testing.assert_allclose(kept[np.abs(future) > 0.1].round(), kept[np.abs(future) > 0.1], atol=1e-3)
+    assert set(np.unique(kept[np.abs(future) > 0.1].round())) == {0, 2}
+    assert 0.4 < (np.asarray(found) == history).mean() < 0.6

@@ -1,0 +1,15 @@
+import numpy as np
+
+from bidi.models.sublayers import sinusoidal_positions
+
+
+def test_positions_are_those_of_the_paper():
+    """Sin and cos of pos / 10000^(2i / D); sines first, which is the same up to an order."""
+    positions_BT = np.array([[0, 1, 2], [7, 500, 0]])
+    size = 12
+    i = np.arange(size // 2)
+    angles = positions_BT[..., None] / 10_000 ** (2 * i / size)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    found = sinusoidal_positions(positions_BT, size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -1,0 +1,103 @@
+"""Models that compile in seconds, with random parameters that are all in play.
+
+B batch, P pairs, W ways, S source steps, T target steps, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.models.config import TransformerConfig
+from bidi.models.transformer import Transformer
+
+TARGETS, SOURCES = 13, 11  # sizes of the vocabularies
+
+
+def make_model(ways: int = 2, **config) -> Transformer:
+    """A model whose future term is too large to be overlooked."""
+    tiny = dict(
+        encoder_layers=1,
+        decoder_layers=2,
+        model_size=8,
+        heads=2,
+        feedforward_size=12,
+        fusion_weight=0.8,
+    )
+    return Transformer(TransformerConfig(**(tiny | config)), ways, TARGETS, SOURCES)
+
+
+def random_params(model: Transformer, seed: int = 0) -> dict:
+    """Parameters none of which is at the 0 or 1 where `init` puts biases and scales."""
+    rng = np.random.default_rng(seed)
+    streams = np.ones((1, model.ways, 1), np.int32)
+    batch = source_batch(np.ones((1, 1), np.int32))
+    batch |= {"inputs": streams, "segments": streams, "positions": streams}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+    def draw(path, leaf):
+        normal = rng.standard_normal(leaf.shape).astype(np.float32)
+        return {
+            "kernel": lambda: normal / np.float32(np.sqrt(leaf.shape[-2])),
+            "embedding": lambda: normal / np.float32(np.sqrt(leaf.shape[-1])),
+            "bias": lambda: normal / 2,
+            "scale": lambda: 1 + normal / 3,
+        }[path[-1].key]()
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def source_batch(segments_BS: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random sources; PAD where the segment is 0."""
+    segments_BS = np.asarray(segments_BS, np.int32)
+    tokens_BS = np.random.default_rng(seed).integers(FIRST_TEXT_ID, SOURCES, segments_BS.shape)
+    return {
+        "source": np.where(segments_BS == 0, 0, tokens_BS).astype(np.int32),
+        "source_segments": segments_BS,
+        "source_positions": positions(segments_BS),
+    }
+
+
+def positions(segments_T: np.ndarray) -> np.ndarray:
+    """Steps since the segment began, along the last axis; int32."""
+    steps_T = np.broadcast_to(np.arange(segments_T.shape[-1]), segments_T.shape)
+    begins_T = np.diff(segments_T, axis=-1, prepend=-1) != 0
+    return (steps_T - np.maximum.accumulate(np.where(begins_T, steps_T, 0), axis=-1)).astype(
+        np.int32
+    )
+
+
+def random_streams(segments_BPWT: np.ndarray, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Inputs (PAD where the segment is 0), segments and positions, as `decode` takes them."""
+    segments_BPWT = np.asarray(segments_BPWT, np.int32)
+    shape = segments_BPWT.shape
+    tokens_BPWT = np.random.default_rng(seed).integers(FIRST_TEXT_ID, TARGETS, shape)
+    inputs_BPWT = np.where(segments_BPWT == 0, 0, tokens_BPWT).astype(np.int32)
+    return inputs_BPWT, segments_BPWT, positions(segments_BPWT)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "interact"))
+def decode(model, params, batch, streams, interact=True) -> jax.Array:
+    """Encodes and decodes whole streams: logits [B, P, W, T, V]."""
+    source = model.apply({"params": params}, batch, method="start")
+    return model.apply({"params": params}, source, *streams, interact=interact, method="decode")
+
+
+def decode_step_by_step(model, params, batch, inputs_BPWT, interact=True) -> jax.Array:
+    """The same streams fed to the cache token by token: log-probabilities [B, P, W, T, V]."""
+    apply = functools.partial(model.apply, {"params": params})
+    source = apply(batch, method="start")
+    rows, pairs, _, steps = inputs_BPWT.shape
+    cache = apply(rows, pairs, steps + 2, method="empty_cache")
+    # Room that is not yet written must not matter, whatever is in it.
+    cache = jax.tree.map(lambda room: room + 3, cache)
+
+    def step(cache, xs):
+        log_probs_BPWV, cache = apply(source, cache, *xs, interact, method="decode_step")
+        return cache, log_probs_BPWV
+
+    tokens_TBPW = jnp.moveaxis(jnp.asarray(inputs_BPWT), -1, 0)
+    _, log_probs_TBPWV = jax.lax.scan(step, cache, (tokens_TBPW, jnp.arange(steps)))
+    return jnp.moveaxis(log_probs_TBPWV, 0, 3)
