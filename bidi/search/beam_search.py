@@ -129,7 +129,6 @@ class _State:
         step: int32, tokens that every alive hypothesis of a sentence not yet done has.
         alive: see `hyps.Alive`.
         finished: see `hyps.Finished`.
-        length_B: int32, predictions made for each sentence so far.
         done_B: bool, sentences that cannot change any more; their beams are frozen.
         cache: the model's, leaves lead with [B, P, W].
     """
@@ -137,7 +136,6 @@ class _State:
     step: jax.Array
     alive: hyps.Alive
     finished: hyps.Finished
-    length_B: jax.Array
     done_B: jax.Array
     cache: Any
 
@@ -211,7 +209,6 @@ def beam_search(
             step=step + 1,
             alive=alive,
             finished=finished,
-            length_B=jnp.where(state.done_B, state.length_B, step + 1),
             done_B=state.done_B | settled_B | (step + 1 >= max_length_B),
             cache=_reorder(cache, coupling.parent_pairs(parents_BWK), coupling),
         )
@@ -221,7 +218,6 @@ def beam_search(
         step=jnp.int32(0),
         alive=alive,
         finished=finished,
-        length_B=jnp.zeros(batch, jnp.int32),
         done_B=max_length_B <= 0,
         cache=cache,
     )
@@ -242,9 +238,10 @@ def _result(
     state: _State, markers: Markers, max_length_B: jax.Array, config: SearchConfig
 ) -> BeamSearchResult:
     """Puts the finished and the unfinished hypotheses into one n-best list a direction."""
-    # A sentence that was settled before its maximum length has nothing cut off.
-    cut_off_B = (state.length_B >= max_length_B) & (max_length_B > 0)
-    log_probs_BWK = jnp.where(cut_off_B[:, None, None], state.alive.log_probs_BWK, -jnp.inf)
+    # A sentence that was settled before its maximum length has nothing cut off; but by the bound
+    # that settled it, its alive hypotheses do not come before any of its n best.
+    searched_B11 = (max_length_B > 0)[:, None, None]
+    log_probs_BWK = jnp.where(searched_B11, state.alive.log_probs_BWK, -jnp.inf)
     length_B = jnp.maximum(max_length_B, 1)
     penalty_B = length_penalty(length_B, config.length_penalty, config.alpha)
     cut_off = hyps.Finished(
