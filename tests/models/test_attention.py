@@ -6,7 +6,7 @@ B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E h
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,6 +20,10 @@ from bidi.models.attention import (
     source_mask,
     split_heads,
 )
+from tests.models.tiny import quick_jit
+
+# The first example compiles.
+VARIED = settings(max_examples=40, deadline=None)
 
 
 def normal(*shape, seed=0):
@@ -35,10 +39,11 @@ def numpy_attend(q_TE, k_SE, v_SE, mask_TS):
     return read_TE
 
 
+@VARIED
 @given(hnp.arrays(bool, (2, 1, 3, 5)))
 def test_attend_is_its_definition(mask_B1TS):
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4, seed=1)
-    found = np.asarray(attend(q, k, v, mask_B1TS))
+    found = np.asarray(quick_jit(attend)(q, k, v, mask_B1TS))
     for b, h in np.ndindex(2, 2):
         expected = numpy_attend(q[b, h], k[b, h], v[b, h], mask_B1TS[b, 0])
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
@@ -52,7 +57,8 @@ def test_gradients_are_finite_where_nothing_is_seen():
     mask = np.ones((1, 3, 5), bool)
     mask[:, 1], mask[:, :, 4] = False, False
     weights = normal(2, 3, 4, seed=2)
-    dq, dk, dv = jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2))(q, k, v)
+    gradients = quick_jit(jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2)))
+    dq, dk, dv = gradients(q, k, v)
     for gradient in (dq, dk, dv):
         assert np.isfinite(gradient).all()
         assert (gradient != 0).any()
@@ -74,9 +80,10 @@ def numpy_mask(queries_T, keys_S):
     )
 
 
+@VARIED
 @given(SEGMENTS)
 def test_masks_are_their_definitions(segments_BPWT):
-    history, both = history_mask(segments_BPWT), both_mask(segments_BPWT)
+    history, both = quick_jit(history_mask)(segments_BPWT), quick_jit(both_mask)(segments_BPWT)
     assert history.shape == (2, 1, 2, 1, 4, 4)
     assert both.shape == (2, 1, 2, 1, 8, 4)
     for b, w in np.ndindex(2, 2):
@@ -87,6 +94,7 @@ def test_masks_are_their_definitions(segments_BPWT):
         np.testing.assert_array_equal(both[b, 0, w, 0, 4:], numpy_mask(other, own))
 
 
+@VARIED
 @given(
     hnp.arrays(np.int32, (2, 3), elements=st.integers(0, 2)),
     hnp.arrays(np.int32, (2, 5), elements=st.integers(0, 2)),
@@ -96,11 +104,12 @@ def test_source_mask_joins_equal_segments(queries_BT, source_BS):
     np.testing.assert_array_equal(source_mask(queries_BT, source_BS)[:, 0], expected)
 
 
+@VARIED
 @given(SEGMENTS)
 def test_attend_both_is_two_readings(segments_BPWT):
     shape_BPWHTE = (2, 1, 2, 2, 4, 4)
     q, k, v = (normal(*shape_BPWHTE, seed=seed) for seed in range(3))
-    history, future = map(np.asarray, attend_both(q, k, v, both_mask(segments_BPWT)))
+    history, future = jax.device_get(quick_jit(attend_both)(q, k, v, both_mask(segments_BPWT)))
     for b, w, h in np.ndindex(2, 2, 2):
         own, other = (b, 0, w, h), (b, 0, 1 - w, h)
         own_T, other_T = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
@@ -149,10 +158,10 @@ def test_fusion_is_its_formula(kind):
 
 
 def test_dropout_is_on_the_future_alone():
-    history, future = normal(20, 50), normal(20, 50, seed=1)
+    history, future = normal(20, 50), np.ones((20, 50), np.float32)
     fusion = Fusion("linear", weight=0.3, dropout=0.5, train=True)
     found = fusion.apply({}, history, future, rngs={"dropout": jax.random.key(0)})
-    kept = (found - history) / (0.3 * future)
-    np.testing.assert_allclose(kept[np.abs(future) > 0.1].round(), kept[np.abs(future) > 0.1], atol=1e-3)
-    assert set(np.unique(kept[np.abs(future) > 0.1].round())) == {0, 2}
-    assert 0.4 < (np.asarray(found) == history).mean() < 0.6
+    added = np.asarray(found - history)
+    dropped = added == 0
+    np.testing.assert_allclose(added[~dropped], 2 * 0.3, atol=1e-5)
+    assert 0.4 < dropped.mean() < 0.6

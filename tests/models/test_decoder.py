@@ -1,0 +1,211 @@
+"""Who sees whom, by the gradient of the logits with respect to what is read; what is computed once.
+
+B batch, P pairs, W ways, G decoders, H heads, S source steps, T target steps, E head width,
+D model, V vocabulary.
+"""
+
+import functools
+import itertools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import FIRST_TEXT_ID
+from tests.models import tiny
+
+# Packed rows; in each, one way's second example is shorter than the other's.
+SOURCE = tiny.source_batch([[1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2]])
+SEGMENTS_BPWT = np.array(
+    [
+        [[[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 2, 2, 0, 0, 0]]] * 2,
+        [[[1, 1, 1, 1, 0, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2]]] * 2,
+    ]
+)
+STREAMS = tiny.random_streams(SEGMENTS_BPWT)
+
+
+@functools.partial(tiny.quick_jit, static_argnames=("model", "interact"))
+def sensitivity(model, params, batch, streams, interact):
+    """Whether each prediction depends on each embedding that is read.
+
+    bool [B, P, W, T] x [B, P, W, T] of the streams and [B, P, W, T] x [B, S] of the source.
+    """
+    mix_V = np.random.default_rng(1).standard_normal(tiny.TARGETS).astype(np.float32)
+
+    def predictions(target_BPWTD, source_BSD):
+        added = {"target_embedding": target_BPWTD, "source_embedding": source_BSD}
+
+        def add(call, args, kwargs, context):
+            embedded = call(*args, **kwargs)
+            return embedded + added[context.module.name] if is_embedding(context) else embedded
+
+        with nn.intercept_methods(add):
+            return tiny.decode.__wrapped__(model, params, batch, streams, interact) @ mix_V
+
+    def is_embedding(context):
+        return isinstance(context.module, nn.Embed) and context.method_name == "__call__"
+
+    size = model.config.model_size
+    nothing = (jnp.zeros((*np.shape(x), size)) for x in (streams[0], batch["source"]))
+    gradients = jax.jacrev(predictions, (0, 1))(*nothing)
+    return jax.tree.map(lambda gradient: (gradient != 0).any(axis=-1), gradients)
+
+
+def visible(segments_BPWT, source_BS, interact):
+    """What a stream may see, from the definition, as `sensitivity` has it."""
+    shape = segments_BPWT.shape
+    streams, source = np.zeros(shape * 2, bool), np.zeros(shape + source_BS.shape, bool)
+    for b, p, w, t in np.argwhere(segments_BPWT):
+        segment = segments_BPWT[b, p, w, t]
+        for other, j in itertools.product((w, 1 - w) if interact else (w,), range(t + 1)):
+            streams[b, p, w, t, b, p, other, j] = segments_BPWT[b, p, other, j] == segment
+        source[b, p, w, t, b] = source_BS[b] == segment
+    return streams, source
+
+
+SEEN = (
+    ({"interaction": "none", "own_decoders": True, "norm": "post"}, True),
+    ({"interaction": "top", "fusion": "tanh"}, True),
+    ({"interaction": "top", "fusion": "concat", "own_decoders": True, "norm": "post"}, True),
+    ({"interaction": "layers", "fusion": "tanh", "norm": "post"}, True),
+    ({"interaction": "layers", "fusion": "gate", "own_decoders": True}, True),
+    ({"interaction": "layers", "fusion": "linear"}, False),
+)
+
+
+def name(value) -> str:
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else f"interact {value}"
+
+
+@pytest.mark.parametrize(("config", "interact"), SEEN, ids=name)
+def test_a_stream_sees_what_was_written_in_its_own_example(config, interact):
+    """Its own inputs and, when interacting, the other's, of steps 0 .. t; its own source."""
+    model = tiny.make_model(encoder_layers=1, **config)
+    found = sensitivity(model, tiny.random_params(model), SOURCE, STREAMS, interact=interact)
+    interact = interact and config["interaction"] != "none"
+    expected = visible(SEGMENTS_BPWT, SOURCE["source_segments"], interact)
+    # A place where nothing is read predicts nothing that counts.
+    real = SEGMENTS_BPWT != 0
+    for found_part, expected_part in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(found_part[real], expected_part[real])
+
+
+@pytest.mark.parametrize("config", [SEEN[0][0], SEEN[1][0], SEEN[3][0]], ids=name)
+def test_gold_partners_leak_the_second_half(config):
+    """A stream's label at step t stands in the other's inputs at step n - t: seen if n - t <= t.
+
+    That is what layout `whole` with partner `gold` is, wherever the streams read each other.
+    """
+    lengths = (6, 7)
+    inputs_BPWT = np.zeros((2, 2, 2, 8), np.int32)
+    labels_BPWT = np.zeros_like(inputs_BPWT)
+    for b, n in enumerate(lengths):
+        # No token twice, so that a label is in one place only.
+        target = FIRST_TEXT_ID + np.random.default_rng(b).permutation(n).astype(np.int32)
+        tokens = Streams("both", "tags").tokens(target)
+        inputs_BPWT[b, ..., : n + 1] = tokens["inputs"].T
+        labels_BPWT[b, ..., : n + 1] = tokens["labels"].T
+    segments_BPWT = (inputs_BPWT != 0).astype(np.int32)
+    streams = (inputs_BPWT, segments_BPWT, tiny.positions(segments_BPWT))
+    model = tiny.make_model(encoder_layers=1, **config)
+    source = tiny.source_batch(np.ones((2, 6)))
+    seen, _ = sensitivity(model, tiny.random_params(model), source, streams, interact=True)
+
+    for b, way in itertools.product(range(2), range(2)):
+        n = lengths[b]
+        for t in range(n):
+            assert inputs_BPWT[b, 0, 1 - way, n - t] == labels_BPWT[b, 0, way, t]
+            leaks = seen[b, 0, way, t, b, 0, 1 - way, n - t]
+            assert leaks == (config["interaction"] != "none" and t >= n / 2)
+
+
+ALONE = (
+    {"interaction": "layers", "fusion": "tanh"},
+    {"interaction": "layers", "fusion": "concat", "own_decoders": True, "norm": "post"},
+    {"interaction": "top", "fusion": "linear"},
+)
+
+
+@pytest.mark.parametrize("config", ALONE, ids=name)
+def test_the_future_is_zero_where_nothing_of_the_other_is_there(config):
+    """Running alone is running beside a stream that is padding throughout."""
+    model = tiny.make_model(**config)
+    params = tiny.random_params(model)
+    alone = tiny.decode(model, params, SOURCE, STREAMS, interact=False)
+    beside = tiny.decode(model, params, SOURCE, STREAMS, interact=True)
+    for way in range(2):
+        inputs, segments, positions = STREAMS
+        segments = segments.copy()
+        segments[:, :, 1 - way] = 0
+        empty = tiny.decode(model, params, SOURCE, (inputs, segments, positions), interact=True)
+        real = segments[:, :, way] != 0
+        np.testing.assert_allclose(empty[:, :, way][real], alone[:, :, way][real], atol=1e-5)
+        # Which is not what it reads beside the other.
+        assert np.abs(beside[:, :, way] - alone[:, :, way])[real].max() > 0.01
+
+
+@pytest.mark.parametrize("config", [ALONE[0], ALONE[2]], ids=name)
+def test_alone_is_the_model_without_interaction(config):
+    """`tanh` and `linear` add a future of zero to what there is without: the same numbers."""
+    model, without = tiny.make_model(**config), tiny.make_model(**config | {"interaction": "none"})
+    params = tiny.random_params(model)
+    alone = tiny.decode(model, params, SOURCE, STREAMS, interact=False)
+    decoder = {key: value for key, value in params["decoder"].items() if key != "top"}
+    found = tiny.decode(without, params | {"decoder": decoder}, SOURCE, STREAMS, interact=False)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_own_decoders_share_nothing_but_what_they_read():
+    """One way's predictions use the other's parameters only when they read the other stream."""
+    model = tiny.make_model(**ALONE[1])
+    params = tiny.random_params(model)
+    mix_V = np.random.default_rng(1).standard_normal(tiny.TARGETS).astype(np.float32)
+
+    @functools.partial(tiny.quick_jit, static_argnames="interact")
+    def gradient_of_way_1(params, interact):
+        def predictions(params):
+            logits = tiny.decode.__wrapped__(model, params, SOURCE, STREAMS, interact)
+            return ((logits @ mix_V) * (STREAMS[1] != 0))[:, :, 1].sum()
+
+        return jax.grad(predictions)(params)["decoder"]
+
+    def used(interact):
+        """For each leaf of the decoder, whether way 1 uses that of each way."""
+        gradient = jax.device_get(gradient_of_way_1(params, interact=interact))
+        return [leaf.reshape(2, -1).any(axis=1).tolist() for leaf in jax.tree.leaves(gradient)]
+
+    assert all(of_way == [False, True] for of_way in used(interact=False))
+    assert [True, True] in used(interact=True)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_the_source_is_never_copied_for_pairs(own):
+    """Not in what is kept of it, and nowhere in a step: nothing there is P * S * D large."""
+    batch, pairs, steps, size = 2, 7, 2, 32
+    model = tiny.make_model(interaction="layers", own_decoders=own, model_size=size)
+    params = tiny.random_params(model)
+    sources = tiny.source_batch(np.ones((batch, 40)))
+    source = jax.eval_shape(
+        lambda params: model.apply({"params": params}, sources, method="start"), params
+    )
+    # [B, G, H, S, E]
+    shape = (batch, 2 if own else 1, 2, 40, size // 2)
+    assert [x.shape for x in jax.tree.leaves(source.keys_values)] == [shape] * 4
+
+    def step(params, source):
+        apply = functools.partial(model.apply, {"params": params})
+        cache = apply(batch, pairs, steps, method="empty_cache")
+        tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
+        return apply(source, cache, tokens_BPW, jnp.int32(0), method="decode_step")
+
+    program = str(jax.make_jaxpr(step)(params, source))
+    sizes = {
+        np.prod(list(map(int, s.split(",")))) for s in re.findall(r":f32\[([\d,]+)\]", program)
+    }
+    assert batch * 2 * 40 * size * (2 if own else 1) // 2 in sizes
+    assert max(sizes) < batch * pairs * 40 * size

@@ -1,0 +1,293 @@
+"""Whole streams against one step with a cache; mirrored, packed and unpacked streams.
+
+B batch, P pairs, W ways, T target steps, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from bidi.data.pipeline import BatchConfig, validation_batches
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
+from bidi.training.loss import cross_entropy
+from tests.models import tiny
+
+SOURCE = tiny.source_batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+STREAMS = tiny.random_streams(np.ones((2, 3, 2, 6)))
+
+log_softmax = tiny.quick_jit(jax.nn.log_softmax)
+
+
+def name(value) -> str:
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+# (ways, interact, config)
+CACHED = (
+    (1, True, {"interaction": "layers", "norm": "pre", "tied_embeddings": False}),
+    (2, True, {"interaction": "none", "own_decoders": True, "norm": "post"}),
+    (2, True, {"interaction": "top", "fusion": "tanh", "norm": "pre", "tied_embeddings": False}),
+    (2, True, {"interaction": "top", "fusion": "gate", "own_decoders": True, "norm": "post"}),
+    (2, True, {"interaction": "layers", "fusion": "tanh", "own_decoders": True, "norm": "post"}),
+    (2, True, {"interaction": "layers", "fusion": "linear", "norm": "pre"}),
+    (2, True, {"interaction": "layers", "fusion": "gate", "tied_embeddings": False}),
+    (2, True, {"interaction": "layers", "fusion": "concat", "own_decoders": True}),
+    (2, False, {"interaction": "top", "fusion": "gate"}),
+    (2, False, {"interaction": "layers", "fusion": "gate", "norm": "post"}),
+)
+
+
+@pytest.mark.parametrize(("ways", "interact", "config"), CACHED, ids=name)
+def test_decoding_step_by_step_is_the_whole_stream(ways, interact, config):
+    model = tiny.make_model(ways, **config)
+    params = tiny.random_params(model)
+    streams = tuple(x[:, :, :ways] for x in STREAMS)
+    found = tiny.decode_step_by_step(model, params, SOURCE, streams[0], interact=interact)
+    logits = tiny.decode(model, params, SOURCE, streams, interact=interact)
+    assert found.dtype == logits.dtype == np.float32
+    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, log_softmax(logits), atol=1e-4)
+
+
+def test_training_sees_the_first_pair_of_many():
+    model = tiny.make_model(**CACHED[7][2])
+    params = tiny.random_params(model)
+    first = zip(("inputs", "segments", "positions"), (x[:, 0] for x in STREAMS), strict=True)
+    trained = tiny.quick_jit(model.apply)({"params": params}, SOURCE | dict(first))
+    logits = tiny.decode(model, params, SOURCE, STREAMS, interact=True)
+    np.testing.assert_allclose(trained, logits[:, 0], atol=1e-4)
+
+
+class ListedPairs:
+    """Pairs in memory."""
+
+    def __init__(self, pairs):
+        self._pairs = pairs
+        self.longest = {side: max(len(pair[side]) for pair in pairs) for side in pairs[0]}
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitems__(self, indices):
+        return [self._pairs[i] for i in indices]
+
+    def reversed(self):
+        """The same pairs with targets turned round."""
+        return ListedPairs([pair | {"target": pair["target"][::-1]} for pair in self._pairs])
+
+
+def random_pairs(count):
+    rng = np.random.default_rng(0)
+
+    def tokens(size):
+        return rng.integers(FIRST_TEXT_ID, size, rng.integers(1, 6)).astype(np.int32)
+
+    return ListedPairs(
+        [{"source": tokens(tiny.SOURCES), "target": tokens(tiny.TARGETS)} for _ in range(count)]
+    )
+
+
+PAIRS = random_pairs(9)
+BATCHES = BatchConfig(rows=9, source_length=12, target_length=12)
+
+
+@functools.partial(tiny.quick_jit, static_argnames="model")
+def _loss_and_gradient(model, params, batch):
+    def loss(params):
+        logits_BWTV = model.apply({"params": params}, batch)
+        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], 0.1)
+        return sums.loss, (sums, logits_BWTV)
+
+    (_, (sums, logits_BWTV)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return sums, logits_BWTV, jax.nn.log_softmax(logits_BWTV), gradient
+
+
+def loss_and_gradient(model, params, batch):
+    """Sums, logits, log-probabilities and the gradient of the summed loss, in numpy."""
+    return jax.device_get(_loss_and_gradient(model, params, batch))
+
+
+def exchange(markers):
+    """Token ids with those exchanged by which the directions differ."""
+    order_V = np.arange(tiny.TARGETS)
+    one, other = {"swap": (BOS, EOS), "tags": (L2R, R2L)}[markers]
+    order_V[[one, other]] = other, one
+    return order_V
+
+
+def mirror(params, order_V, own_decoders):
+    """Parameters (or their gradient) with token ids and own decoders exchanged."""
+    params = dict(params)
+    params["target_embedding"] = {"embedding": params["target_embedding"]["embedding"][order_V]}
+    if "output" in params:
+        params["output"] = {"kernel": params["output"]["kernel"][:, order_V]}
+    if own_decoders:
+        params["decoder"] = jax.tree.map(lambda leaf: leaf[::-1], params["decoder"])
+    return params
+
+
+ONE_WAY = {"norm": "pre", "tied_embeddings": True}
+LAYERS = {"interaction": "layers", "fusion": "gate", "own_decoders": True}
+TOP = {"interaction": "top", "fusion": "tanh", "norm": "post", "tied_embeddings": False}
+MIRRORED = (
+    ("r2l", "l2r", "swap", ONE_WAY),
+    ("r2l", "l2r", "tags", {"norm": "post", "tied_embeddings": False}),
+    ("both", "both", "swap", LAYERS),
+    ("both", "both", "tags", TOP),
+)
+
+
+@pytest.mark.parametrize(("ways", "mirrored_ways", "markers", "config"), MIRRORED)
+def test_the_right_to_left_stream_is_the_mirror(ways, mirrored_ways, markers, config):
+    """On reversed targets, the other way round: the same logits, loss and gradient."""
+    streams, mirrored_streams = Streams(ways, markers), Streams(mirrored_ways, markers)
+    model = tiny.make_model(len(streams.directions), encoder_layers=1, **config)
+    order_V, own = exchange(markers), model.config.own_decoders
+    params = tiny.random_params(model)
+
+    (batch,) = validation_batches(PAIRS, streams, BATCHES)
+    sums, logits_BWTV, _, gradient = loss_and_gradient(model, params, batch)
+    (batch,) = validation_batches(PAIRS.reversed(), mirrored_streams, BATCHES)
+    mirrored_params = mirror(params, order_V, own)
+    mirrored_sums, mirrored_BWTV, _, mirrored_gradient = loss_and_gradient(
+        model, mirrored_params, batch
+    )
+
+    assert (batch["segments"] > 1).any()
+    np.testing.assert_allclose(sums.loss, mirrored_sums.loss, rtol=1e-5)
+    real_BWT = batch["segments"] != 0
+    np.testing.assert_allclose(
+        logits_BWTV[real_BWT], mirrored_BWTV[:, ::-1][..., order_V][real_BWT], atol=1e-4
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-3, rtol=1e-3),
+        mirror(gradient, order_V, own),
+        mirrored_gradient,
+    )
+
+
+def test_swapping_the_ways_swaps_the_logits():
+    """Whatever the streams are, if one decoder serves both."""
+    segments_BPWT = np.ones((2, 3, 2, 6))
+    segments_BPWT[0, :, 0, 4:] = segments_BPWT[1, 1, 1, 2:] = 0
+    streams = tiny.random_streams(segments_BPWT)
+    model = tiny.make_model(**CACHED[5][2])
+    params = tiny.random_params(model)
+    logits = tiny.decode(model, params, SOURCE, streams, interact=True)
+    flipped = tuple(np.flip(x, 2) for x in streams)
+    flipped_logits = tiny.decode(model, params, SOURCE, flipped, interact=True)
+    np.testing.assert_allclose(logits, np.flip(flipped_logits, 2), atol=1e-5)
+
+
+class ShortSecondWay:
+    """The second stream of a target ends a step earlier, as partners may."""
+
+    def tokens(self, target):
+        tokens = Streams("both").tokens(target)
+        tokens["inputs"][-1, 1] = tokens["labels"][-1, 1] = PAD
+        tokens["weights"][-1, 1] = 0
+        return tokens
+
+
+def token_losses(model, params, streams, pack):
+    """{source and target: losses [W, T]}, sums over all batches, rows in use."""
+    losses, totals, rows = {}, [], 0
+    config = BatchConfig(rows=9, source_length=12, target_length=12, pack=pack)
+    for batch in validation_batches(PAIRS, streams, config):
+        sums, _, log_probs, _ = loss_and_gradient(model, params, batch)
+        totals.append(sums)
+        nll_BWT = -np.take_along_axis(log_probs, batch["labels"][..., None], axis=-1)[..., 0]
+        nll_BWT = np.where(batch["weights"] > 0, nll_BWT, 0)
+        for row, segments_S in enumerate(batch["source_segments"]):
+            rows += segments_S.any()
+            for segment in range(1, segments_S.max() + 1):
+                source = batch["source"][row, segments_S == segment]
+                here_T = batch["segments"][row, 0] == segment
+                target = batch["labels"][row, 0, here_T]
+                losses[tuple(source), tuple(target)] = nll_BWT[row][:, here_T]
+    return losses, jax.tree.map(lambda *x: sum(x), *totals), rows
+
+
+@pytest.mark.parametrize(
+    ("streams", "config"),
+    [
+        (Streams("both"), LAYERS),
+        (ShortSecondWay(), LAYERS),
+        (ShortSecondWay(), TOP),
+        (Streams("l2r"), ONE_WAY),
+    ],
+    ids=["layers", "layers-short", "top-short", "one way"],
+)
+def test_packing_changes_no_loss(streams, config):
+    model = tiny.make_model(1 if config is ONE_WAY else 2, encoder_layers=1, **config)
+    params = tiny.random_params(model)
+    packed, packed_sums, packed_rows = token_losses(model, params, streams, pack=True)
+    alone, alone_sums, alone_rows = token_losses(model, params, streams, pack=False)
+    assert packed_rows < alone_rows == len(packed) == len(alone) == len(PAIRS)
+    for example, losses_WT in alone.items():
+        np.testing.assert_allclose(packed[example], losses_WT, atol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), packed_sums, alone_sums)
+
+
+@pytest.mark.parametrize(
+    ("source_vocabulary", "tied", "sizes"),
+    [
+        (None, True, {"target_embedding": 13}),
+        (None, False, {"target_embedding": 13, "source_embedding": 13, "output": 8}),
+        (11, True, {"target_embedding": 13, "source_embedding": 11}),
+        (11, False, {"target_embedding": 13, "source_embedding": 11, "output": 8}),
+    ],
+)
+def test_what_is_tied_is_one_matrix(source_vocabulary, tied, sizes):
+    model = tiny.make_model(tied_embeddings=tied, decoder_layers=0)
+    params = tiny.random_params(dataclasses.replace(model, source_vocabulary=source_vocabulary))
+    kept = {key: params[key] for key in params if key not in ("encoder", "decoder")}
+    assert {key: len(jax.tree.leaves(value)[0]) for key, value in kept.items()} == sizes
+
+
+def test_bfloat16_is_near_float32():
+    half, full = (
+        tiny.make_model(encoder_layers=1, interaction="layers", dtype=dtype)
+        for dtype in ("bfloat16", "float32")
+    )
+    params = tiny.random_params(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    exact = tiny.decode(full, params, SOURCE, STREAMS, interact=True)
+    near = tiny.decode(half, params, SOURCE, STREAMS, interact=True)
+    assert near.dtype == np.float32
+    error = np.abs(near - exact)
+    assert 0 < error.mean() < 0.03 * exact.std()
+    assert error.max() < 0.3 * exact.std()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_softmax_and_logits_are_float32(tied):
+    """In a bfloat16 model nothing is exponentiated, and no token priced, in bfloat16."""
+    model = tiny.make_model(
+        encoder_layers=1, interaction="layers", dtype="bfloat16", tied_embeddings=tied
+    )
+    params = tiny.random_params(model)
+    cache = model.bind({}).empty_cache(2, 3, 6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {np.dtype(jax.numpy.bfloat16)}
+
+    def step(params, tokens_BPW):
+        source = model.apply({"params": params}, SOURCE, method="start")
+        return model.apply(
+            {"params": params}, source, cache, tokens_BPW, np.int32(0), method="decode_step"
+        )
+
+    for program in (
+        jax.make_jaxpr(step)(params, STREAMS[0][..., 0]),
+        jax.make_jaxpr(tiny.decode.__wrapped__, static_argnums=(0, 4))(
+            model, params, SOURCE, STREAMS, True
+        ),
+    ):
+        made = re.findall(r":(\w+)\[([\d,]*)\] = (\w+)", str(program))
+        assert {dtype for dtype, _, primitive in made if primitive == "exp"} == {"f32"}
+        priced = {dtype for dtype, shape, _ in made if shape.endswith(f",{tiny.TARGETS}")}
+        assert priced - {"bool", "i32"} == {"f32"}

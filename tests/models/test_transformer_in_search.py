@@ -1,0 +1,139 @@
+"""The search with a model's cache against the oracle, which runs the model on whole prefixes.
+
+B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from tests.models import tiny
+from tests.search import oracle
+
+STEPS = 6
+MAX_LENGTH_B = np.array([6, 4, 5], np.int32)
+SOURCE = tiny.source_batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+SWAP, TAGS, ONE_WAY = Streams("both", "swap"), Streams("both", "tags"), Streams("r2l", "tags")
+
+
+@functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config"))
+def run_search(model, params, streams, config) -> BeamSearchResult:
+    apply = functools.partial(model.apply, {"params": params})
+    source = apply(SOURCE, method="start")
+    interact = config.coupling != "none"
+
+    def decode_step(cache, tokens_BPW, step):
+        return apply(source, cache, tokens_BPW, step, interact, method="decode_step")
+
+    allowed_WV = np.tile(np.arange(tiny.TARGETS) >= FIRST_TEXT_ID, (model.ways, 1))
+    allowed_WV[np.arange(model.ways), streams.ends] = True
+    pairs = config.make_coupling(model.ways).pairs
+    return beam_search(
+        decode_step,
+        apply(len(MAX_LENGTH_B), pairs, STEPS, method="empty_cache"),
+        markers=Markers(streams.directions, streams.starts, streams.ends, allowed_WV),
+        max_length_B=jnp.asarray(MAX_LENGTH_B),
+        steps=STEPS,
+        config=config,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    coupling: str
+    hypotheses: int
+    streams: Streams
+    config: dict
+
+    def search(self) -> BeamSearchResult:
+        """The search of all sentences."""
+        beam_size = self.hypotheses * (2 if self.coupling == "paired" else 1)
+        config = SearchConfig(self.coupling, beam_size, n_best=self.hypotheses)
+        return jax.device_get(run_search(self.model, self.params, self.streams, config))
+
+    def reference(self, sentence: int) -> oracle.Answer:
+        """The oracle's search of one."""
+        texts = tuple(range(FIRST_TEXT_ID, tiny.TARGETS))
+        task = oracle.Task(
+            ways=self.streams.directions,
+            end=self.streams.ends,
+            allowed=tuple((end, *texts) for end in self.streams.ends),
+            max_length=int(MAX_LENGTH_B[sentence]),
+            coupling=self.coupling,
+            hypotheses=self.hypotheses,
+            n_best=self.hypotheses,
+            length_penalty="gnmt",
+            alpha=0.6,
+        )
+        source = {key: value[sentence : sentence + 1] for key, value in SOURCE.items()}
+
+        @functools.cache
+        def log_probs(way, own, partner):
+            inputs_WT = np.zeros((len(task.ways), STEPS), np.int32)
+            for w, written in ((1 - way, partner), (way, own)):
+                if written is not None:
+                    inputs_WT[w, : len(own) + 1] = self.streams.starts[w], *written
+            segments_WT = (inputs_WT != 0).astype(np.int32)
+            streams = (inputs_WT, segments_WT, tiny.positions(segments_WT))
+            streams = tuple(x[None, None] for x in streams)
+            interact = partner is not None
+            logits = tiny.decode(self.model, self.params, source, streams, interact=interact)
+            logits_V = np.asarray(logits, np.float64)[0, 0, way, len(own)]
+            return (logits_V - np.log(np.exp(logits_V).sum())).tolist()
+
+        return oracle.reference_search(log_probs, task)
+
+    @property
+    def model(self):
+        return tiny.make_model(len(self.streams.directions), **self.config)
+
+    @functools.cached_property
+    def params(self):
+        return tiny.random_params(self.model)
+
+
+EXACT = {
+    "none, one way": Case("none", 4, ONE_WAY, {"norm": "post"}),
+    "none, a model that interacts": Case("none", 3, SWAP, {"interaction": "layers"}),
+    "product, none": Case("product", 2, SWAP, {"interaction": "none", "own_decoders": True}),
+    "product, top": Case("product", 3, SWAP, {"interaction": "top", "own_decoders": True}),
+    "product, layers": Case("product", 3, TAGS, {"interaction": "layers", "fusion": "concat"}),
+    "paired, none": Case("paired", 4, TAGS, {"interaction": "none", "tied_embeddings": False}),
+    "paired, top": Case("paired", 4, SWAP, {"interaction": "top", "fusion": "gate"}),
+    "paired, one layer": Case(
+        "paired", 4, SWAP, {"interaction": "layers", "decoder_layers": 1, "own_decoders": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXACT.values(), ids=EXACT)
+def test_search_with_a_cache_is_search_over_whole_prefixes(case):
+    result = case.search()
+    for b in range(len(MAX_LENGTH_B)):
+        answer = case.reference(b)
+        for way, hypotheses in enumerate(answer.n_best):
+            expected = [(h.reading(case.streams.directions[way]), h.finished) for h in hypotheses]
+            lengths_N, finished_N = result.lengths_BWN[b, way], result.finished_BWN[b, way]
+            tokens_NT = result.tokens_BWNT[b, way]
+            found = [
+                (tuple(tokens_NT[n, : lengths_N[n]]), finished_N[n]) for n in range(len(lengths_N))
+            ]
+            assert found == expected
+            log_probs = [hypothesis.log_prob for hypothesis in hypotheses]
+            np.testing.assert_allclose(result.log_probs_BWN[b, way], log_probs, atol=1e-4)
+        assert result.winner_B[b] == answer.winner
+
+
+def test_pairs_by_rank_are_approximate_in_deeper_layers():
+    """As `ByRank` says: a stream's deeper entries were computed beside a former partner."""
+    case = Case("paired", 4, SWAP, {"interaction": "layers", "decoder_layers": 2})
+    answers = [case.reference(b) for b in range(len(MAX_LENGTH_B))]
+    exact_BWN = [[[h.log_prob for h in listed] for listed in one.n_best] for one in answers]
+    assert np.abs(case.search().log_probs_BWN - np.array(exact_BWN)).max() > 0.01
