@@ -18,15 +18,21 @@ from bidi.data.sources import Example
 from bidi.evaluation import report
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Hypothesis, Tally
-from bidi.evaluation.restore import load_system
+from bidi.evaluation.restore import UnfitModelsError, load_system
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.report import training_summary
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.")
+# allow_override: other verbs have these flags too, and may be imported into the same program.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.", allow_override=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "best, latest, or a step.", allow_override=True
+)
 _PARTNER = flags.DEFINE_string(
-    "partner_workdir", None, "A second model: the outputs of both are rescored by both."
+    "partner_workdir",
+    None,
+    "A second model: the outputs of both are rescored by both.",
+    allow_override=True,
 )
 
 
@@ -39,7 +45,10 @@ def main(bindings: list[str]) -> None:
         print(config.describe())
         return
     config_text = config.operative()
-    system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    try:
+        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    except UnfitModelsError as error:
+        raise verb.UserError(str(error)) from None
     prepared = Prepared.open(loaded.data.directory)
     directory = pathlib.Path(_WORKDIR.value) / "eval"
     directory.mkdir(exist_ok=True)
@@ -55,7 +64,7 @@ def main(bindings: list[str]) -> None:
     chosen = system.choose(sources, found)
     seconds = time.perf_counter() - start
 
-    result = _report(system, examples, found[0], chosen)
+    result = _report(system, examples, found, chosen)
     result["speed"] = {
         "seconds": seconds,
         "compile_seconds": compiled.seconds,
@@ -92,7 +101,7 @@ def _report(
         "split": _SPLIT.value,
         "sentences": len(examples),
         "checkpoints": system.steps,
-        "workdirs": [path for path in (_WORKDIR.value, _PARTNER.value) if path],
+        "workdirs": system.workdirs,
         "search": dataclasses.asdict(system.search),
         "agreement": dataclasses.asdict(system.choice) if system.choice else None,
         **report.results(generator, examples, found, chosen),

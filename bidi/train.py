@@ -8,7 +8,7 @@ import pathlib
 from absl import flags
 
 from bidi import config, experiment, verb
-from bidi.training import loop
+from bidi.training import checkpoints, loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; new, or one to go on with.")
 
@@ -23,7 +23,7 @@ def main(bindings: list[str]) -> None:
         raise verb.UserError("--workdir is missing: where shall the run live?")
     try:
         outcome = loop.train(loaded, pathlib.Path(_WORKDIR.value))
-    except (loop.CannotResumeError, FloatingPointError) as error:
+    except (loop.CannotResumeError, checkpoints.UnreadableError, FloatingPointError) as error:
         raise verb.UserError(str(error)) from None
     if not outcome.finished:
         print(

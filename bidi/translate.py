@@ -1,10 +1,11 @@
 """Writes outputs for texts: python -m bidi.translate --workdir=... <sources >outputs.
 
 One source a line, one output a line, in the same order; an empty line stays empty. `--n_best`
-gives several lines a source, `--scores` and `--json` say more.
+gives so many lines a source, `--scores` and `--json` say more. Text is UTF-8.
 """
 
 import dataclasses
+import io
 import json
 import logging
 import pathlib
@@ -15,23 +16,32 @@ from typing import Any, TextIO
 from absl import flags
 
 from bidi import config, experiment, verb
+from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
-from bidi.evaluation.restore import load_system
+from bidi.evaluation.restore import UnfitModelsError, load_system
 
 log = logging.getLogger(__name__)
 
 # Sources read at once: enough for batches of like lengths, not all of a great file.
 _CHUNK = 4096
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.")
-_INPUT = flags.DEFINE_string("input", None, "A file of sources; stdin by default.")
+# allow_override: other verbs have these flags too, and may be imported into the same program.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.", allow_override=True)
+_INPUT = flags.DEFINE_string("input", None, "A file of sources, plain or .gz; stdin by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "A file for outputs; stdout by default.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
-_PARTNER = flags.DEFINE_string(
-    "partner_workdir", None, "A second model: the outputs of both are rescored by both."
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "best, latest, or a step.", allow_override=True
 )
-_N_BEST = flags.DEFINE_integer("n_best", 1, "Outputs a source, best first.", lower_bound=1)
+_PARTNER = flags.DEFINE_string(
+    "partner_workdir",
+    None,
+    "A second model: the outputs of both are rescored by both.",
+    allow_override=True,
+)
+_N_BEST = flags.DEFINE_integer(
+    "n_best", 1, "Lines a source, best output first; empty where there are fewer.", lower_bound=1
+)
 _SCORES = flags.DEFINE_bool("scores", False, "Puts the score and a tab before each output.")
 _JSON = flags.DEFINE_bool(
     "json", False, "One JSON object a source: outputs of each direction, and which way won."
@@ -46,7 +56,13 @@ def main(bindings: list[str]) -> None:
     if flags.FLAGS.print_config:
         print(config.describe())
         return
-    system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+    if output is not None and output.exists() and not output.is_file():
+        raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
+    try:
+        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    except UnfitModelsError as error:
+        raise verb.UserError(str(error)) from None
     if system.rescores:
         tuned = system.with_saved_choice(pathlib.Path(_WORKDIR.value) / "eval" / "agreement.json")
         if tuned is None:
@@ -56,10 +72,11 @@ def main(bindings: list[str]) -> None:
             )
         system = tuned
     system = _with_n_best(system, _N_BEST.value)
-    if _OUTPUT.value is None:
+    if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale
+            sys.stdout.reconfigure(encoding="utf-8")
         _translate(system, sys.stdout)
         return
-    output = pathlib.Path(_OUTPUT.value)
     temporary = output.with_name(output.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         _translate(system, file)
@@ -70,32 +87,30 @@ def _translate(system: System, output: TextIO) -> None:
     tally = Tally()
     for sources in _chunks(_read_lines()):
         found = system.find(sources, tally)
-        chosen = system.choose(sources, found)
-        for source, *lists, hypothesis in zip(sources, *found, chosen, strict=True):
-            output.writelines(_lines(system.generators[0], source, lists, hypothesis))
+        ranked = system.rank(sources, found)
+        for of_source in zip(sources, found, ranked, strict=True):
+            output.writelines(_lines(system.generators[0], *of_source))
         output.flush()
     if tally.truncated:
         log.warning("%d sources were longer than the model reads, and cut", tally.truncated)
 
 
 def _lines(
-    generator: Generator, source: str, found: list[Found], chosen: Hypothesis | None
+    generator: Generator, source: str, found: Found, ranked: tuple[Hypothesis, ...]
 ) -> Iterator[str]:
     """What is written for one source."""
     if _JSON.value:
-        yield json.dumps(_record(generator, source, found, chosen), ensure_ascii=False) + "\n"
+        yield json.dumps(_record(generator, source, found, ranked), ensure_ascii=False) + "\n"
         return
-    if chosen is None:
-        yield "\n"
-        return
-    listed = [h for one in found for h in one.all if h.tokens != chosen.tokens]
-    for hypothesis in [chosen, *listed][: _N_BEST.value]:
+    for hypothesis in ranked[: _N_BEST.value]:
         score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""
         yield f"{score}{generator.text(hypothesis)}\n"
+    # So that the n-th source's lines are always the n-th lot.
+    yield "\n" * (_N_BEST.value - len(ranked))
 
 
 def _record(
-    generator: Generator, source: str, found: list[Found], chosen: Hypothesis | None
+    generator: Generator, source: str, found: Found, ranked: tuple[Hypothesis, ...]
 ) -> dict[str, Any]:
     def describe(hypothesis: Hypothesis) -> dict[str, Any]:
         return {
@@ -106,14 +121,14 @@ def _record(
             "finished": hypothesis.finished,
         }
 
+    chosen = ranked[0] if ranked else None
     return {
         "source": source,
         "output": generator.text(chosen),
         "won": chosen.direction if chosen else None,
         "directions": {
             direction: [describe(hypothesis) for hypothesis in listed]
-            for one in found
-            for direction, listed in one.n_best.items()
+            for direction, listed in found.n_best.items()
         },
     }
 
@@ -135,10 +150,8 @@ def _with_n_best(system: System, n_best: int) -> System:
 
 def _read_lines() -> Iterator[str]:
     if _INPUT.value is None:
-        yield from (line.rstrip("\n") for line in sys.stdin)
-        return
-    with pathlib.Path(_INPUT.value).open(encoding="utf-8") as file:
-        yield from (line.rstrip("\n") for line in file)
+        return decode_lines(sys.stdin.buffer, "stdin")
+    return read_lines(pathlib.Path(_INPUT.value))
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -2,10 +2,48 @@
 
 import os
 
-# Before jax is imported anywhere: the number of host devices is fixed at start-up.
+# Before jax is imported anywhere: the number of host devices is fixed at start-up. Programs of
+# tiny models take far longer to optimise than to run: without it XLA compiles them in a third of
+# the time.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
+import pytest
+
+from bidi.evaluation import restore
+from tests import trained_run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> trained_run.TrainedRun:
+    """A tiny model of two directions, trained once; and its directions as models of their own."""
+    return trained_run.make(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def restored() -> dict:
+    """What `restore_once` has restored so far."""
+    return {}
+
+
+@pytest.fixture
+def restore_once(monkeypatch, restored):
+    """One generator for all copies of a workdir of `trained`: it compiles its searches once.
+
+    Evaluation.batch_tokens has no effect then.
+    """
+    restore_generator = restore.restore_generator
+
+    def restore_or_reuse(workdir, experiment, checkpoint):
+        key = (checkpoint, experiment.streams)
+        if key not in restored:
+            restored[key] = restore_generator(workdir, experiment, checkpoint)
+        return restored[key]
+
+    monkeypatch.setattr(restore, "restore_generator", restore_or_reuse)

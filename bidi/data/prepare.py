@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import pathlib
 import shutil
 import time
@@ -26,13 +27,14 @@ from typing import Any
 import gin
 import msgpack
 import numpy as np
-from absl import logging
 from array_record.python import array_record_module
 
 import bidi
 from bidi.data import vocabulary
 from bidi.data.sources import DataError, Example, Source, expand
 from bidi.data.vocabulary import UNK, Vocabulary, VocabularyConfig
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Raised when the layout or the meaning of a prepared directory changes.
@@ -86,7 +88,7 @@ def prepare(config: DataConfig) -> dict[str, Any]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(directory) as temporary:
         if (manifest := _existing(directory, fingerprint)) is not None:
-            logging.info("%s is prepared already", directory)
+            log.info("%s is prepared already", directory)
             return manifest
         models = _train_vocabularies(config)
         for side, model in models.items():
@@ -139,7 +141,7 @@ def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             raise DataError(f"another process is preparing {directory}: wait for it") from error
         for path in temporary.iterdir():
             if path.name != _LOCK:
-                logging.info("removing %s, left by a run that was stopped", path)
+                log.info("removing %s, left by a run that was stopped", path)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         try:
             yield temporary
@@ -182,7 +184,7 @@ def _train_vocabularies(config: DataConfig) -> dict[str, bytes]:
         return itertools.chain.from_iterable(example.targets for example in examples)
 
     def train(side: str, which: VocabularyConfig, sentences: Iterable[str]) -> bytes:
-        logging.info("training the %s vocabulary: %s", side, which)
+        log.info("training the %s vocabulary: %s", side, which)
         try:
             return vocabulary.train(which, sentences)
         except DataError:  # From reading the sentences: it is not about the vocabulary.
@@ -259,13 +261,13 @@ def _write_split(
                     counts.add(ids[side])
                 shards.write(msgpack.packb({s: i.astype("<i4").tobytes() for s, i in ids.items()}))
             if time.monotonic() - last_log > _LOG_EVERY_SECONDS:
-                logging.info("%s: %d examples, %d pairs so far", split, examples, pairs)
+                log.info("%s: %d examples, %d pairs so far", split, examples, pairs)
                 last_log = time.monotonic()
     if pairs == 0:
         raise DataError(
             f"split {split!r}: none of {examples} examples is usable; dropped {dropped}"
         )
-    logging.info("%s: %d examples, %d pairs, dropped %s", split, examples, pairs, dropped)
+    log.info("%s: %d examples, %d pairs, dropped %s", split, examples, pairs, dropped)
     return {
         "examples": examples,
         "pairs": pairs,

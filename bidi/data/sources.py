@@ -12,7 +12,7 @@ import os
 import pathlib
 import string
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -95,7 +95,7 @@ class ParallelText:
         """
         paths = self._files(split)
         counts = [0] * len(paths)
-        rows = itertools.zip_longest(*(_lines(path) for path in paths))
+        rows = itertools.zip_longest(*(read_lines(path) for path in paths))
         for row in rows:
             for column, line in enumerate(row):
                 counts[column] += line is not None
@@ -283,18 +283,38 @@ def _texts(record: Any, key: str, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines of a file without their ends: newline and carriage return, not U+2028 and such."""
+def read_lines(path: pathlib.Path) -> Iterator[str]:
+    """The lines of a file, plain or gzipped (`.gz`), as `decode_lines` gives them.
+
+    Raises:
+      DataError: Bytes that are not UTF-8 or gzip.
+    """
     done = 0
     try:
         with contextlib.closing(gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as f:
-            for line in f:
-                yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
+            for line in decode_lines(f, str(path)):
+                yield line
                 done += 1
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {done + 1}: not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}, after line {done}: not sound gzip: {error}") from error
+
+
+def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Lines without their ends: newline and carriage return, not U+2028 and such.
+
+    Args:
+      lines: As a binary file gives them.
+      name: What they are of, for the error.
+
+    Raises:
+      DataError: Bytes that are not UTF-8.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}, line {number}: not UTF-8: {error}") from error
+        yield text
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -18,7 +18,7 @@ from bidi.search.beam_search import SearchConfig
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How two scores become one: (weight * first + (1 - weight) * second) / length^alpha."""
+    """How two scores become one: (weight * l2r + (1 - weight) * r2l) / length^alpha."""
 
     weight: float
     alpha: float
@@ -30,42 +30,46 @@ class Candidates:
 
     Attributes:
         hypotheses: without repeats; those that finished, or all where none did.
-        first: float64 [n], log-probabilities by the first scorer.
-        second: float64 [n], by the second.
+        l2r: float64 [n], log-probabilities from left to right.
+        r2l: float64 [n], from right to left.
     """
 
     hypotheses: tuple[Hypothesis, ...]
-    first: np.ndarray
-    second: np.ndarray
+    l2r: np.ndarray
+    r2l: np.ndarray
+
+    def ranked(self, choice: Choice) -> tuple[Hypothesis, ...]:
+        """The hypotheses, that with the best sum first."""
+        lengths = np.array([len(hypothesis.tokens) + 1 for hypothesis in self.hypotheses])
+        sums = choice.weight * self.l2r + (1 - choice.weight) * self.r2l
+        order = np.argsort(-sums / lengths**choice.alpha, kind="stable")
+        return tuple(self.hypotheses[index] for index in order)
 
     def choose(self, choice: Choice) -> Hypothesis | None:
         """The hypothesis with the best sum, None for an empty source."""
-        if not self.hypotheses:
-            return None
-        lengths = np.array([len(hypothesis.tokens) + 1 for hypothesis in self.hypotheses])
-        sums = choice.weight * self.first + (1 - choice.weight) * self.second
-        return self.hypotheses[int(np.argmax(sums / lengths**choice.alpha))]
+        return self.ranked(choice)[0] if self.hypotheses else None
 
 
 def candidates(
     sources: Sequence[str],
-    found: Sequence[Sequence[Found]],
+    found: Sequence[Found],
     generators: Sequence[Generator],
 ) -> list[Candidates]:
-    """Pools the n-best lists of one or two models, and scores them.
+    """Pools the n-best lists of both directions, and scores them.
 
     Args:
         sources: texts.
-        found: what each model's search found for them.
+        found: what was found for them.
         generators: the models; one of two directions, or two of one each.
     """
-    pooled = [_pool(of_source) for of_source in zip(*found, strict=True)]
+    pooled = [_pool(one) for one in found]
     outputs = [[hypothesis.tokens for hypothesis in pool] for pool in pooled]
     scores = [generator.score(sources, outputs) for generator in generators]
     result = []
     for pool, *of_models in zip(pooled, *scores, strict=True):
-        first, second = (array for of_model in of_models for array in of_model.values())
-        result.append(Candidates(pool, first.astype(float), second.astype(float)))
+        by_direction = {name: array for of_model in of_models for name, array in of_model.items()}
+        l2r, r2l = (by_direction[name].astype(float) for name in ("l2r", "r2l"))
+        result.append(Candidates(pool, l2r, r2l))
     return result
 
 
@@ -87,9 +91,5 @@ def tune(
     return grid[best], losses[best]
 
 
-def _pool(found: Sequence[Found]) -> tuple[Hypothesis, ...]:
-    first: dict[tuple[int, ...], Hypothesis] = {}
-    for hypothesis in itertools.chain.from_iterable(one.all for one in found):
-        first.setdefault(hypothesis.tokens, hypothesis)
-    pool = tuple(first.values())
-    return tuple(hypothesis for hypothesis in pool if hypothesis.finished) or pool
+def _pool(found: Found) -> tuple[Hypothesis, ...]:
+    return tuple(hypothesis for hypothesis in found.all if hypothesis.finished) or found.all

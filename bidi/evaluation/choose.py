@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from bidi.data.sources import Example
 from bidi.evaluation import agreement, metrics
 from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
-from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
+from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally, together
 from bidi.search.beam_search import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class System:
 
     Attributes:
         generators: the model and, if there is one, its partner.
+        workdirs: of each.
         steps: of the checkpoint of each.
         search: how outputs are searched.
         agreement: how they are rescored.
@@ -31,6 +33,7 @@ class System:
     """
 
     generators: tuple[Generator, ...]
+    workdirs: tuple[str, ...]
     steps: tuple[int, ...]
     search: SearchConfig
     agreement: AgreementConfig
@@ -42,25 +45,33 @@ class System:
         """Whether outputs are chosen by both directions."""
         return self.agreement.rescore
 
-    def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[list[Found]]:
-        """What each model's search finds for the sources."""
-        found = []
-        for generator in self.generators:
+    def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[Found]:
+        """What the search finds for the sources, in the directions of both models if it is two."""
+        found, tallies = [], [Tally() for _ in self.generators]
+        for generator, its_tally in zip(self.generators, tallies, strict=True):
             config = self.search
             if self.rescores:
                 ways = len(generator.streams.directions)
                 config = agreement.search_config(self.search, self.agreement, ways)
-            found.append(generator.search(sources, config, tally))
-        return found
+            found.append(generator.search(sources, config, its_tally))
+        if tally is not None:
+            tally.sentences += len(sources)
+            tally.batches += sum(one.batches for one in tallies)
+            tally.steps += sum(one.steps for one in tallies)
+            # Both models are given the same sources.
+            tally.truncated += max(one.truncated for one in tallies)
+        return [together(of_models) for of_models in zip(*found, strict=True)]
 
-    def choose(
-        self, sources: Sequence[str], found: Sequence[Sequence[Found]]
-    ) -> list[Hypothesis | None]:
-        """The output of each source."""
+    def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:
+        """The outputs of each source without repeats, best first; none for an empty source."""
         if self.choice is None:
-            return [one.winner for one in found[0]]
+            return [_winner_first(one) for one in found]
         pools = agreement.candidates(sources, found, self.generators)
-        return [pool.choose(self.choice) for pool in pools]
+        return [pool.ranked(self.choice) for pool in pools]
+
+    def choose(self, sources: Sequence[str], found: Sequence[Found]) -> list[Hypothesis | None]:
+        """The best output of each source, None for an empty one."""
+        return [ranked[0] if ranked else None for ranked in self.rank(sources, found)]
 
     def tuned(self, prepared: Prepared) -> "System":
         """With the choice that does best on the validation split."""
@@ -84,9 +95,10 @@ class System:
     def save_choice(self, path: pathlib.Path) -> None:
         """Keeps the choice, with what it was made for."""
         if self.choice is not None:
-            path.write_text(
-                json.dumps({**self._key(), **dataclasses.asdict(self.choice)}, indent=1)
-            )
+            kept = {**self._key(), **dataclasses.asdict(self.choice)}
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps(kept, indent=1))
+            temporary.replace(path)
 
     def with_saved_choice(self, path: pathlib.Path) -> "System | None":
         """With the choice kept, None where there is none for this very system."""
@@ -100,8 +112,17 @@ class System:
 
     def _key(self) -> dict[str, object]:
         return {
+            # Relative: they may be moved together.
+            "workdirs": [os.path.relpath(path, self.workdirs[0]) for path in self.workdirs],
             "checkpoints": self.steps,
             "search": dataclasses.asdict(self.search),
             "agreement": dataclasses.asdict(self.agreement),
             "metric": self.evaluation.metric,
         }
+
+
+def _winner_first(found: Found) -> tuple[Hypothesis, ...]:
+    if found.winner is None:
+        return ()
+    others = (hypothesis for hypothesis in found.all if hypothesis.tokens != found.winner.tokens)
+    return (found.winner, *others)

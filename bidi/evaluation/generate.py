@@ -67,6 +67,15 @@ class Found:
         return tuple(first.values())
 
 
+def together(found: Sequence[Found]) -> Found:
+    """What models found for one source, each in directions of its own, as if they were one."""
+    winners = [one.winner for one in found if one.winner]
+    return Found(
+        {direction: listed for one in found for direction, listed in one.n_best.items()},
+        max(winners, key=lambda h: (h.finished, h.score), default=None),
+    )
+
+
 @dataclasses.dataclass
 class Tally:
     """What a search did: sentences, batches, steps run, sources that were cut to length."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import rich.console
 import rich.table
+import rich.text
 
 from bidi.data.sources import Example
 from bidi.evaluation import metrics
@@ -34,19 +35,23 @@ def results(
     found: Sequence[Found],
     chosen: Sequence[Hypothesis | None],
 ) -> dict[str, Any]:
-    """Metrics of what was chosen, and of each direction's best alone; how often each won."""
+    """Metrics of what was chosen, and of each direction's best alone; how often each won.
+
+    `won` and `unfinished` are percent of the outputs: an empty source has none.
+    """
     references = [example.targets for example in examples]
     directions = {}
     for direction in found[0].n_best:
         best = [one.n_best[direction][0] if one.n_best[direction] else None for one in found]
         directions[direction] = scores([generator.text(h) for h in best], references)
-    won = Counter(hypothesis.direction for hypothesis in chosen if hypothesis)
-    unfinished = sum(not hypothesis.finished for hypothesis in chosen if hypothesis)
+    outputs = [hypothesis for hypothesis in chosen if hypothesis]
+    won = Counter(hypothesis.direction for hypothesis in outputs)
+    unfinished = sum(not hypothesis.finished for hypothesis in outputs)
     return {
         "metrics": scores([generator.text(h) for h in chosen], references),
         "directions": directions,
-        "won": {name: 100 * won[name] / len(chosen) for name in directions},
-        "unfinished": 100 * unfinished / len(chosen),
+        "won": {name: 100 * won[name] / max(len(outputs), 1) for name in directions},
+        "unfinished": 100 * unfinished / max(len(outputs), 1),
     }
 
 
@@ -89,10 +94,11 @@ def print_results(report: dict[str, Any], console: rich.console.Console) -> None
         table.add_row(name, *cells, f"{row['length_ratio']:.3f}", won)
     console.print(table)
     for sample in report["samples"]:
-        console.print(f"{sample['source']}", style="bold", highlight=False)
+        lines = [rich.text.Text(sample["source"], style="bold")]
         for name in report["directions"]:
             mark = "*" if sample["won"] == name else " "
-            console.print(f"  {mark} {name}  {sample[name]}", highlight=False)
+            lines.append(rich.text.Text(f"  {mark} {name}  {sample[name]}"))
         if report["agreement"]:
-            console.print(f"    chosen by both: {sample['chosen']}", highlight=False)
-        console.print(f"    right: {' | '.join(sample['references'])}", highlight=False)
+            lines.append(rich.text.Text(f"    chosen by both: {sample['chosen']}"))
+        lines.append(rich.text.Text(f"    right: {' | '.join(sample['references'])}"))
+        console.print(*lines, sep="\n")

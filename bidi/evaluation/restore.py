@@ -16,6 +16,10 @@ from bidi.models.transformer import Transformer
 from bidi.training.checkpoints import Checkpoints
 
 
+class UnfitModelsError(ValueError):
+    """The models given cannot work together, or not in the way that was asked for."""
+
+
 def restore_generator(
     workdir: str, experiment: Experiment, checkpoint: str
 ) -> tuple[Generator, int]:
@@ -65,27 +69,30 @@ def load_system(
 
     Raises:
         FileNotFoundError: there is no such workdir or checkpoint.
-        ValueError: the models' vocabularies differ, or they are not two scorers in all.
+        UnfitModelsError: the models' vocabularies differ, or agreement is asked for and they do not
+            write each direction once.
     """
     generators = [restore_generator(workdir, experiment, checkpoint)]
     if partner_workdir:
         if _vocabularies(workdir) != _vocabularies(partner_workdir):
-            raise ValueError(
+            raise UnfitModelsError(
                 f"--partner_workdir={partner_workdir} has other vocabularies than "
                 f"--workdir={workdir}: train both on the same prepared data"
             )
         # Not `experiment`: the partner has a direction, and may have a shape, of its own.
         partner = load_run(partner_workdir, [])
         generators.append(restore_generator(partner_workdir, partner, checkpoint))
-    scorers = sum(len(generator.streams.directions) for generator, _ in generators)
-    rescore = experiment.agreement.rescore or partner_workdir is not None
-    if rescore and scorers != 2:
-        raise ValueError(
-            f"agreement needs two scorers, but there are {scorers} directions in all: use one "
-            "model of two directions, or two of one each (--partner_workdir)"
+    directions = [name for generator, _ in generators for name in generator.streams.directions]
+    rescore = experiment.agreement.rescore or bool(partner_workdir)
+    if rescore and sorted(directions) != ["l2r", "r2l"]:
+        raise UnfitModelsError(
+            "agreement needs a scorer of each direction, but there are "
+            f"{' and '.join(directions)}: use one model of both directions, or one of each "
+            "(--partner_workdir)"
         )
     return System(
         generators=tuple(generator for generator, _ in generators),
+        workdirs=(workdir, partner_workdir) if partner_workdir else (workdir,),
         steps=tuple(step for _, step in generators),
         search=experiment.search,
         agreement=dataclasses.replace(experiment.agreement, rescore=rescore),

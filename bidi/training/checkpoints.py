@@ -1,10 +1,12 @@
 """Checkpoints: state, data position and metrics, saved and restored together by Orbax."""
 
+import json
 import logging
 import pathlib
 from typing import Any
 
 import grain
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -14,6 +16,11 @@ from bidi.training.step import TrainState
 log = logging.getLogger(__name__)
 
 _LOSS = "validation_loss"
+_CHECKSUMS = "checksums"
+
+
+class UnreadableError(RuntimeError):
+    """There are checkpoints, and none can be read."""
 
 
 class Checkpoints:
@@ -25,6 +32,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int):
         """Opens `workdir/checkpoints`, new or not."""
         self.directory = (workdir / "checkpoints").absolute()
+        self._set_aside(self._unopenable())
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -55,13 +63,14 @@ class Checkpoints:
             progress: JSON, what must fit on a restore.
             loss: on the validation split at this very step, or None.
         """
-        items = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+        items = _items(state)
+        sums = {name: int(_checksum(item)) for name, item in items.items()}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(item) for name, item in items.items() if item},
+                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
                 data=grain.checkpoint.CheckpointSave(data),
-                progress=ocp.args.JsonSave(progress),
+                progress=ocp.args.JsonSave({**progress, _CHECKSUMS: sums}),
             ),
             metrics=None if loss is None else {_LOSS: loss},
             force=True,
@@ -79,7 +88,7 @@ class Checkpoints:
             data: a Grain iterator, set to the place saved.
 
         Raises:
-            RuntimeError: there are checkpoints, and none can be read.
+            UnreadableError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures = []
@@ -91,9 +100,10 @@ class Checkpoints:
                 log.error("Checkpoint of %s cannot be read; trying the one before", failures[-1])
                 continue
             self._set_aside([failed for failed in steps if failed > step])
+            self._manager.reload()
             return restored
         if failures:
-            raise RuntimeError(
+            raise UnreadableError(
                 f"None of the checkpoints in {self.directory} can be read:\n" + "\n".join(failures)
             )
         return None
@@ -121,34 +131,82 @@ class Checkpoints:
         Args:
             step: one of those saved.
             params: of the shapes and on the devices that the restored ones shall have.
+
+        Raises:
+            ValueError: they are not what was saved.
         """
         name = "ema" if (self.directory / str(step) / "ema").exists() else "params"
-        items = {name: ocp.args.StandardRestore(params)}
-        return self._manager.restore(step, args=ocp.args.Composite(**items))[name]
+        items = {name: ocp.args.StandardRestore(params), "progress": ocp.args.JsonRestore()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        _compare_checksum(name, restored)
+        return restored[name]
 
     def _restore(
         self, step: int, state: TrainState, data: Any
     ) -> tuple[TrainState, dict[str, Any]]:
-        items = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+        items = _items(state)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(item) for name, item in items.items() if item},
+                **{name: ocp.args.StandardRestore(item) for name, item in items.items()},
                 data=grain.checkpoint.CheckpointRestore(data),
                 progress=ocp.args.JsonRestore(),
             ),
         )
+        for name in items:
+            _compare_checksum(name, restored)
         restored_state = TrainState(
-            step=jnp.int32(step),
+            # Where the steps run, like all the rest: else they would be compiled twice.
+            step=jax.device_put(jnp.int32(step), state.step.sharding),
             params=restored["params"],
             optimizer=restored["optimizer"],
             ema=restored["ema"] if state.ema else None,
         )
         return restored_state, restored["progress"]
 
+    def _unopenable(self) -> list[int]:
+        """Steps whose metrics are damaged; Orbax reads them all before anything else."""
+        steps = []
+        for path in self.directory.glob("*/metrics/metrics"):
+            step = path.parents[1].name
+            try:
+                float(json.loads(path.read_bytes())[_LOSS])
+            except (KeyError, TypeError, ValueError) as error:
+                if step.isdigit():  # else it is being written
+                    log.error("Checkpoint of step %s has damaged metrics: %s", step, error)
+                    steps.append(int(step))
+        return steps
+
     def _set_aside(self, steps: list[int]) -> None:
         """Renames checkpoints that cannot be read: their steps will be saved anew."""
         for step in steps:
-            (self.directory / str(step)).rename(self.directory.parent / f"unreadable-{step}")
-        if steps:
-            self._manager.reload()
+            aside = self.directory.with_name(f"unreadable-{step}")
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}-again")
+            (self.directory / str(step)).rename(aside)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    items = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+    return {name: item for name, item in items.items() if item}
+
+
+@jax.jit
+def _checksum(item: Any) -> jax.Array:
+    """uint32; a changed bit changes it. Orbax does not notice one within an array.
+
+    Made on the device, so that a fault of the copy to the host is seen as well.
+    """
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(item):
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
+        # Odd factors: no change of a single word is lost modulo 2^32, and places count.
+        factors = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+        total = total * jnp.uint32(31) + (words * factors).sum(dtype=jnp.uint32)
+    return total
+
+
+def _compare_checksum(name: str, restored: Any) -> None:
+    saved, now = restored["progress"].get(_CHECKSUMS, {}).get(name), int(_checksum(restored[name]))
+    if saved not in (None, now):
+        raise ValueError(f"{name} has checksum {now}, but {saved} was saved")

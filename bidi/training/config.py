@@ -34,6 +34,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for name in (
+            "steps",
+            "evaluate_every",
+            "checkpoint_every",
+            "log_every",
+            "keep_checkpoints",
+            "accumulation",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Training.{name} = {getattr(self, name)} must be at least 1")
         if self.checkpoint_every % self.evaluate_every:
             raise ValueError(
                 f"Training.checkpoint_every = {self.checkpoint_every} is no multiple of "

@@ -5,8 +5,10 @@ saved with the place of the data iterator BEFORE the next batch is taken from it
 """
 
 import dataclasses
+import functools
 import json
 import logging
+import math
 import pathlib
 import signal
 import threading
@@ -59,10 +61,8 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
         CannotResumeError: the workdir holds another run.
         FloatingPointError: the loss is no number any more; names the update and what to go back to.
     """
-    prepared = Prepared.open(experiment.data.directory)
-    claim_workdir(workdir, prepared)
     compiled = CompileMeter()
-    run = _Run(experiment, prepared, workdir)
+    run = _Run(experiment, Prepared.open(experiment.data.directory), workdir)
     with _StopOnSignal() as stop:
         try:
             return run.train(stop, compiled)
@@ -76,7 +76,7 @@ class _Run:
 
     def __init__(self, experiment: Experiment, prepared: Prepared, workdir: pathlib.Path):
         self.experiment, self.config = experiment, experiment.training
-        self.workdir, self.prepared = workdir, prepared
+        self.workdir = workdir
         self.trainer = Trainer(
             model=experiment.make_model(prepared.source_vocabulary, prepared.target_vocabulary),
             optimizer=experiment.optimizer.make(),
@@ -92,6 +92,15 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self.validation = functools.partial(
+            pipeline.validation_batches,
+            prepared.pairs("validation"),
+            experiment.streams,
+            experiment.batches,
+        )
+        next(self.validation())  # what is wrong with it is said now, not at the first evaluation
+        # Only now: a config that cannot be run must not lay claim to the workdir.
+        claim_workdir(workdir, prepared)
         self.checkpoints = Checkpoints(workdir, self.config.keep_checkpoints)
         self.rng = jax.random.key(self.config.seed)
 
@@ -106,20 +115,22 @@ class _Run:
         started = time.perf_counter()
         try:
             while True:
-                final = step == config.steps
-                loss = None
-                if step % config.log_every == 0 or final:
-                    meter.drain()
-                    if row := meter.row():
-                        reporter.write(step, row)
+                # Asked once a round: a signal between two looks would stop the run unsaved.
+                final, stopping = step == config.steps, stop.is_set()
+                logging_due = step % config.log_every == 0
+                evaluating = step > first and (step % config.evaluate_every == 0 or final)
+                saving = step % config.checkpoint_every == 0 or final or stopping
+                saving = saving and step > first
+                if logging_due or evaluating or saving:
+                    meter.drain()  # a state behind a NaN is neither evaluated nor saved
+                # A row ends where a state is saved: who resumes from there writes the same rows.
+                if (logging_due or saving) and (row := meter.row()):
+                    reporter.write(step, row)
                 with meter.pause():
-                    if step > first and (step % config.evaluate_every == 0 or final):
-                        loss = self._evaluate(state, step, reporter)
-                    due = step % config.checkpoint_every == 0 or final or stop.is_set()
-                    if step > first and due:
-                        meter.drain()  # a state behind a NaN is never saved
+                    loss = self._evaluate(state, step, reporter) if evaluating else None
+                    if saving:
                         self._save(state, loss)
-                if final or stop.is_set():
+                if final or stopping:
                     break
                 batch = self.partitioner.for_training(next(self.data))
                 state, metrics = self.partitioner.train_step(state, batch, self.rng)
@@ -168,16 +179,16 @@ class _Run:
     def _evaluate(self, state: TrainState, step: int, reporter: Reporter) -> float:
         """Loss on the validation split, in nats a label."""
         params = state.params if state.ema is None else state.ema
-        batches = pipeline.validation_batches(
-            self.prepared.pairs("validation"), self.experiment.streams, self.experiment.batches
-        )
         sums = None
-        for batch in batches:
+        for batch in self.validation():
             new = self.partitioner.evaluate_step(params, self.partitioner.for_evaluation(batch))
             sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
         row = means(jax.device_get(sums), self.experiment.streams.directions, "validation")
+        loss = row["validation/loss"]
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"step {step}: loss on the validation split {loss}")
         reporter.write(step, row)
-        return row["validation/loss"]
+        return loss
 
     def _save(self, state: TrainState, loss: float | None) -> None:
         self.checkpoints.save(state, self.data, {"processes": jax.process_count()}, loss)

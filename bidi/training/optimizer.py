@@ -43,6 +43,12 @@ class OptimizerConfig:
                 f"{self.decay_steps}: 'cosine' needs decay_steps, 'inverse_sqrt' has none"
             )
 
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"Optimizer.decay_steps = {self.decay_steps} includes the warm-up, so it must be "
+                f"more than Optimizer.warmup_steps = {self.warmup_steps}"
+            )
+
     def learning_rates(self) -> optax.Schedule:
         """The learning rate of an update, a pure function of its number."""
         if self.schedule == "cosine":
@@ -65,8 +71,15 @@ class OptimizerConfig:
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            mask=_matrices,
         )
         if not self.clip_norm:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def _matrices(params: dict) -> dict:
+    """Which parameters are matrices, by name: a bias or scale of own decoders has two axes too."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in ("kernel", "embedding"), params
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bidi.config import ConfigError
 from bidi.training.step import Trainer
 
 AXIS = "devices"
@@ -33,12 +34,12 @@ class Pmap:
             devices: how many to use; all by default.
 
         Raises:
-            ValueError: the rows cannot be divided.
+            ConfigError: the rows cannot be divided.
         """
         self.devices = devices or jax.local_device_count()
         self._accumulation = accumulation
         if rows % (self.devices * accumulation):
-            raise ValueError(
+            raise ConfigError(
                 f"Batches.rows = {rows} cannot be divided over {self.devices} devices x "
                 f"Training.accumulation = {accumulation}"
             )

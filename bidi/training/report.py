@@ -45,7 +45,7 @@ class Reporter:
         _drop_rows_behind(self._path, first_step)
         self._file = self._path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            str(workdir / "tensorboard"), purge_step=first_step + 1
         )
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),

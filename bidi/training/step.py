@@ -98,7 +98,7 @@ class Trainer:
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        metrics = {"sums": sums, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(step, params, optimizer, self._average(state.ema, params, step)), metrics
 
     def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:

@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bidi.evaluation import agreement
+from bidi.evaluation.agreement import Candidates, Choice
+from bidi.evaluation.config import AgreementConfig
+from bidi.evaluation.generate import Found, Hypothesis
+from bidi.search.beam_search import SearchConfig
+
+
+def hypothesis(tokens, direction="l2r", score=-1.0, finished=True):
+    return Hypothesis(tuple(tokens), direction, 2 * score, score, finished)
+
+
+class Scorer:
+    """Stands for a generator: the log-probabilities of an output are a table's."""
+
+    def __init__(self, **tables):
+        self.tables, self.asked = tables, []
+
+    def score(self, sources, candidates):
+        self.asked.append((list(sources), [list(listed) for listed in candidates]))
+        return [
+            {
+                direction: np.array([table[tokens] for tokens in listed], np.float32)
+                for direction, table in self.tables.items()
+            }
+            for listed in candidates
+        ]
+
+
+# Two finished outputs that both ends wrote, one of the left's own, and one that was cut off.
+LEFT = (hypothesis([6, 7], score=-1.0), hypothesis([8], score=-4.0))
+RIGHT = (
+    hypothesis([8], "r2l", score=-2.0),
+    hypothesis([6, 7], "r2l", score=-3.0),
+    hypothesis([9, 9, 9], "r2l", score=-0.5, finished=False),
+)
+BOTH = Found({"l2r": LEFT, "r2l": RIGHT}, LEFT[0])
+L2R = {(6, 7): -3.0, (8,): -2.5, (9, 9, 9): -9.0, (5,): -7.0}
+R2L = {(6, 7): -2.0, (8,): -3.0, (9, 9, 9): -8.0, (5,): -6.0}
+
+
+def test_the_pool_has_no_repeats_and_only_what_ended():
+    scorer = Scorer(l2r=L2R, r2l=R2L)
+    (pool,) = agreement.candidates(["abc"], [BOTH], [scorer])
+    assert pool.hypotheses == (LEFT[0], RIGHT[0])  # of a repeat, the better scored one
+    assert scorer.asked == [(["abc"], [[(6, 7), (8,)]])]
+    assert pool.l2r.tolist() == [-3.0, -2.5]
+    assert pool.r2l.tolist() == [-2.0, -3.0]
+    assert pool.l2r.dtype == pool.r2l.dtype == np.float64
+
+
+def test_the_pool_is_all_where_nothing_ended():
+    cut = [hypothesis([9, 9, 9], score=-2.0, finished=False)]
+    other = [hypothesis([5], "r2l", -1.0, finished=False), RIGHT[2]]
+    found = Found({"l2r": tuple(cut), "r2l": tuple(other)}, RIGHT[2])
+    (pool,) = agreement.candidates(["abc"], [found], [Scorer(l2r=L2R, r2l=R2L)])
+    assert pool.hypotheses == (RIGHT[2], other[0])
+
+
+@pytest.mark.parametrize("first", ["l2r", "r2l"])
+def test_two_models_score_as_one_of_two_directions(first):
+    """The weight is the left-to-right model's, whichever of them was named first."""
+    models = {"l2r": Scorer(l2r=L2R), "r2l": Scorer(r2l=R2L)}
+    ordered = [models.pop(first), *models.values()]
+    (pool,) = agreement.candidates(["abc"], [BOTH], ordered)
+    (expected,) = agreement.candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+    assert pool.hypotheses == expected.hypotheses
+    np.testing.assert_array_equal(pool.l2r, expected.l2r)
+    np.testing.assert_array_equal(pool.r2l, expected.r2l)
+
+
+def test_empty_sources_keep_their_place():
+    empty = Found({"l2r": (), "r2l": ()}, None)
+    pools = agreement.candidates(["", "abc", ""], [empty, BOTH, empty], [Scorer(l2r=L2R, r2l=R2L)])
+    chosen = [pool.choose(Choice(0.5, 1.0)) for pool in pools]
+    assert chosen == [None, LEFT[0], None]
+    assert [len(pool.ranked(Choice(0.5, 1.0))) for pool in pools] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "alpha", "tokens"),
+    [
+        (1.0, 0.0, (8,)),  # -3.0 against -2.5
+        (0.0, 0.0, (6, 7)),  # -2.0 against -3.0
+        (0.5, 0.0, (6, 7)),  # -2.5 against -2.75
+        (0.7, 0.0, (8,)),  # -2.7 against -2.65
+        (0.7, 1.0, (6, 7)),  # -2.7 / 3 against -2.65 / 2: the end marker is counted
+        (1.0, 0.44, (8,)),  # 3.0 / 3^a = 2.5 / 2^a at a = 0.4497
+        (1.0, 0.46, (6, 7)),
+    ],
+)
+def test_the_best_weighted_sum_is_chosen(weight, alpha, tokens):
+    (pool,) = agreement.candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+    choice = Choice(weight, alpha)
+    assert pool.choose(choice).tokens == tokens
+    assert pool.ranked(choice)[0] == pool.choose(choice)
+    assert set(pool.ranked(choice)) == set(pool.hypotheses)
+
+
+log_probs = st.floats(-50, -0.01)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), log_probs, log_probs), min_size=1, max_size=8),
+    st.floats(0, 1),
+    st.floats(-1, 2),
+)
+def test_candidates_are_ranked_by_the_weighted_sum(rows, weight, alpha):
+    pool = Candidates(
+        tuple(hypothesis([6] * length) for length, _, _ in rows),
+        np.array([left for _, left, _ in rows]),
+        np.array([right for _, _, right in rows]),
+    )
+    sums = [
+        (weight * left + (1 - weight) * right) / (length + 1) ** alpha
+        for length, left, right in rows
+    ]
+    ranked = pool.ranked(Choice(weight, alpha))
+    places = sorted(range(len(rows)), key=lambda place: -sums[place])
+    for one, place in zip(ranked, places, strict=True):
+        # By identity of the sum, as equal sums (to rounding) may come in any order.
+        assert any(
+            math.isclose(sums[other], sums[place], rel_tol=1e-9) and one is pool.hypotheses[other]
+            for other in range(len(rows))
+        )
+
+
+def test_tune_takes_the_best_of_the_grid():
+    config = AgreementConfig(weights=(0.0, 0.5, 1.0), alphas=(0.0, 2.0))
+    pools = agreement.candidates(["a", "b"], [BOTH, BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+    seen = []
+
+    def loss(chosen):
+        seen.append([h.tokens for h in chosen])
+        return {1: 30.0, 2: 10.0, 5: 10.0}.get(len(seen), 20.0)
+
+    assert agreement.tune(pools, config, loss) == (Choice(0.0, 2.0), 10.0)
+    # Weight by weight, alpha by alpha; only weight 1 without a length norm prefers the short one.
+    assert seen == [[(6, 7)] * 2] * 4 + [[(8,)] * 2, [(6, 7)] * 2]
+
+
+@pytest.mark.parametrize(
+    ("coupling", "beam_size", "ways", "expected"),
+    [("none", 6, 2, 4), ("none", 3, 1, 3), ("paired", 4, 2, 2), ("product", 5, 2, 4)],
+)
+def test_the_search_gives_as_many_candidates_as_there_are(coupling, beam_size, ways, expected):
+    search = SearchConfig(coupling=coupling, beam_size=beam_size, alpha=0.1)
+    config = agreement.search_config(search, AgreementConfig(n_best=4), ways)
+    assert config.n_best == expected
+    assert (config.coupling, config.beam_size, config.alpha) == (coupling, beam_size, 0.1)

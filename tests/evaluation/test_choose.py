@@ -1,0 +1,206 @@
+"""One trained model of two directions, and its directions as two models."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from bidi import experiment
+from bidi.data.prepared import Prepared
+from bidi.data.sources import Example
+from bidi.evaluation import agreement, metrics
+from bidi.evaluation.agreement import Choice
+from bidi.evaluation.config import EvaluationConfig
+from bidi.evaluation.generate import Found, Hypothesis, Tally
+from bidi.evaluation.restore import load_system
+
+SOURCES = ["abc", "", "edcba", "bb", "   ", "ea", "abcdeabcde"]
+
+
+def load(workdir, partner=None, *bindings):
+    loaded = experiment.load_run(str(workdir), list(bindings))
+    return load_system(str(workdir), loaded, "best", partner and str(partner))
+
+
+@pytest.fixture
+def both(trained, restore_once):
+    """The better end's output wins."""
+    return load(trained.both)
+
+
+@pytest.fixture
+def agreeing(trained, restore_once):
+    """One model whose directions agree."""
+    return load(trained.both, None, "Agreement.rescore = True")
+
+
+@pytest.fixture
+def partners(trained, restore_once):
+    """The same as two models."""
+    return load(trained.l2r, trained.r2l)
+
+
+def tokens(hypotheses):
+    return [hypothesis.tokens for hypothesis in hypotheses]
+
+
+def test_the_better_end_comes_first(both):
+    system = dataclasses.replace(both, search=dataclasses.replace(both.search, n_best=4))
+    found = system.find(SOURCES)
+    ranked = system.rank(SOURCES, found)
+    assert [listed[:1] for listed in ranked] == [(f.winner,) if f.winner else () for f in found]
+    assert system.choose(SOURCES, found) == [one.winner for one in found]
+    for listed, one in zip(ranked, found, strict=True):
+        assert set(tokens(listed)) == set(tokens(one.all))
+        assert len(set(tokens(listed))) == len(listed)
+    assert max(map(len, ranked)) > 4
+
+
+def test_a_winner_that_is_not_the_best_by_score_stays_first(both):
+    """As when unfinished hypotheses compete."""
+    one = both.find(["abc"])[0]
+    left, right = (listed[0] for listed in one.n_best.values())
+    cut = dataclasses.replace(left, finished=False, score=0.0, tokens=(*left.tokens, 6))
+    found = Found({"l2r": (cut,), "r2l": (right,)}, cut)
+    assert both.rank(["abc"], [found]) == [(cut, right)]
+
+
+def test_a_system_without_a_choice_finds_single_outputs(both, agreeing):
+    assert [len(listed) for listed in both.find(["abc"])[0].n_best.values()] == [1, 1]
+    assert [len(listed) for listed in agreeing.find(["abc"])[0].n_best.values()] == [4, 4]
+
+
+def by_hand(partners):
+    """Each source's pool of both models' outputs, what each says of them: {tokens: sum / 2}."""
+    left, right = partners.generators
+    config = dataclasses.replace(partners.search, n_best=4)
+    lists = [generator.search(SOURCES, config) for generator in (left, right)]
+    pools = []
+    for source, of_left, of_right in zip(SOURCES, *lists, strict=True):
+        listed = [*of_left.n_best["l2r"], *of_right.n_best["r2l"]]
+        ended = [h for h in listed if h.finished] or listed
+        pool = sorted({h.tokens for h in ended})
+        (l2r,), (r2l,) = (g.score([source], [pool]) for g in (left, right))
+        pools.append(dict(zip(pool, 0.5 * l2r["l2r"] + 0.5 * r2l["r2l"], strict=True)))
+    return pools
+
+
+def test_two_models_agree_as_pooled_by_hand(partners):
+    expected = by_hand(partners)
+    for system in (partners, dataclasses.replace(partners, generators=partners.generators[::-1])):
+        found = system.find(SOURCES)
+        pools = agreement.candidates(SOURCES, found, system.generators)
+        chosen = dataclasses.replace(system, choice=Choice(0.5, 0.0)).choose(SOURCES, found)
+        for pool, hypothesis, sums in zip(pools, chosen, expected, strict=True):
+            assert sorted(tokens(pool.hypotheses)) == sorted(sums)
+            for one, left, right in zip(pool.hypotheses, pool.l2r, pool.r2l, strict=True):
+                np.testing.assert_allclose((left + right) / 2, sums[one.tokens], rtol=1e-5)
+            if sums:
+                assert hypothesis.tokens == max(sums, key=sums.get)
+            else:
+                assert hypothesis is None
+
+
+def test_two_models_are_like_their_two_directions_in_one(agreeing, partners):
+    """The parameters are the same here."""
+    choice = Choice(0.4, 0.6)
+    ranked = []
+    for system in (agreeing, partners):
+        system = dataclasses.replace(system, choice=choice)
+        ranked.append(system.rank(SOURCES, system.find(SOURCES)))
+    assert list(map(tokens, ranked[0])) == list(map(tokens, ranked[1]))
+    for one, other in zip(itertools.chain(*ranked[0]), itertools.chain(*ranked[1]), strict=True):
+        assert one.direction == other.direction
+        np.testing.assert_allclose(one.score, other.score, rtol=1e-5)
+
+
+def test_agreement_is_not_the_better_end(trained, both, agreeing):
+    """Or these tests would show nothing."""
+    sources = [
+        example.source for example in Prepared.open(str(trained.data)).examples("validation")
+    ]
+    chosen = dataclasses.replace(agreeing, choice=Choice(0.5, 1.0))
+    outputs = [system.choose(sources, system.find(sources)) for system in (both, chosen)]
+    assert tokens(outputs[0]) != tokens(outputs[1])
+
+
+def test_sources_are_counted_once(both, partners):
+    for system, models in ((both, 1), (partners, 2)):
+        tally = Tally()
+        system.find(SOURCES, tally)
+        system.find(SOURCES[:2], tally)
+        assert (tally.sentences, tally.truncated, tally.batches) == (9, 1, 2 * models)
+        assert tally.steps >= 2 * models
+
+
+def test_the_choice_is_the_best_on_the_validation_split(trained, agreeing):
+    prepared = Prepared.open(str(trained.data))
+    tuned = agreeing.tuned(prepared)
+    examples = prepared.examples("validation")
+    sources = [example.source for example in examples]
+    references = [example.targets for example in examples]
+    found = agreeing.find(sources)
+    rates = {}
+    for weight in agreeing.agreement.weights:
+        for alpha in agreeing.agreement.alphas:
+            system = dataclasses.replace(agreeing, choice=Choice(weight, alpha))
+            texts = [agreeing.generators[0].text(h) for h in system.choose(sources, found)]
+            rates[system.choice] = metrics.word_error_rate(texts, references)
+    assert rates[tuned.choice] == min(rates.values()) < max(rates.values())
+    assert dataclasses.replace(tuned, choice=None) == agreeing
+
+
+def test_what_choices_are_made_by(both):
+    ids = [(6, 7, 8, 9, 10), (8, 7, 6, 6, 9)]
+    chosen = [*(Hypothesis(one, "l2r", -1.0, -1.0, True) for one in ids), None]
+    texts = [*(both.generators[0].target_vocabulary.decode(one) for one in ids), ""]
+    examples = [
+        Example("abcde", ("X", texts[0])),
+        Example("cbaad", (f"{texts[1]} X",)),
+        Example("", ("X",)),
+    ]
+    by_bleu = dataclasses.replace(both, evaluation=EvaluationConfig(metric="bleu"))
+    assert both.loss(chosen, examples) == pytest.approx(200 / 3)
+    bleu = metrics.bleu_chrf(texts, [example.targets for example in examples])["bleu"]
+    assert by_bleu.loss(chosen, examples) == -bleu < 0
+
+
+def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_path):
+    path = tmp_path / "agreement.json"
+    assert agreeing.with_saved_choice(path) is None
+    agreeing.save_choice(path)
+    assert not path.exists()
+
+    tuned = dataclasses.replace(partners, choice=Choice(0.3, 1.5))
+    tuned.save_choice(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert partners.with_saved_choice(path) == tuned
+    again = load(trained.l2r, trained.r2l, "Evaluation.samples = 7")
+    assert again.with_saved_choice(path).choice == tuned.choice
+
+    others = [
+        agreeing,
+        load(trained.r2l, trained.l2r),
+        load(trained.l2r, trained.r2l, "Search.alpha = 0.5"),
+        load(trained.l2r, trained.r2l, "Agreement.alphas = (0.0, 1.5)"),
+        load(trained.l2r, trained.r2l, "Agreement.n_best = 3"),
+        load(trained.l2r, trained.r2l, "Evaluation.metric = 'bleu'"),
+        dataclasses.replace(partners, steps=(60, 120)),
+        dataclasses.replace(partners, workdirs=(partners.workdirs[0], "another")),
+    ]
+    for other in others:
+        assert other.with_saved_choice(path) is None
+        other = dataclasses.replace(other, choice=Choice(0.7, 0.0))
+        other.save_choice(path)
+        assert other.with_saved_choice(path) == other
+        assert partners.with_saved_choice(path) is None
+
+
+def test_a_choice_goes_with_the_workdirs(trained, partners, tmp_path, monkeypatch):
+    path = tmp_path / "agreement.json"
+    dataclasses.replace(partners, choice=Choice(0.3, 1.5)).save_choice(path)
+    assert str(tmp_path.parent) not in path.read_text()
+    monkeypatch.chdir(trained.l2r.parent)
+    moved = dataclasses.replace(partners, workdirs=("l2r", "r2l"))
+    assert moved.with_saved_choice(path).choice == Choice(0.3, 1.5)

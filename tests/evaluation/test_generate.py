@@ -1,0 +1,245 @@
+"""Search and scores of models with random parameters.
+
+P candidates, W ways, T target steps.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
+from bidi.evaluation.generate import Found, Hypothesis, Tally, together
+from bidi.search.beam_search import SearchConfig
+from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
+from tests.models import tiny
+
+SEARCH = SearchConfig(
+    coupling="none", n_best=4, min_length=2, max_length_factor=1.5, max_length_offset=5
+)
+PAIRED = SearchConfig(n_best=2, max_length_factor=1.5, max_length_offset=5)
+SOURCES = ["abc", "", "d", "dcba", "a", "   ", "abq", "cc", "bbbbbbb"]
+
+# Both markers, every interaction, shared and own decoders; seeds with which both directions end
+# some of their hypotheses and are cut off in others.
+MODELS = {
+    "swap": {"markers": "swap", "seed": 34, "interaction": "layers", "own_decoders": True},
+    "tags": {"markers": "tags", "seed": 11, "interaction": "top"},
+}
+
+
+@functools.cache
+def generator_of(name):
+    return make_generator(**MODELS[name])
+
+
+@functools.cache
+def found_by(name):
+    return generator_of(name).search(SOURCES, SEARCH)
+
+
+def hypotheses(found):
+    return [h for one in found for listed in one.n_best.values() for h in listed]
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.n_best.keys() == other.n_best.keys()
+        pairs = list(zip(hypotheses([one]), hypotheses([other]), strict=True))
+        if one.winner or other.winner:
+            pairs.append((one.winner, other.winner))
+        for mine, theirs in pairs:
+            assert (mine.tokens, mine.direction, mine.finished) == (
+                theirs.tokens,
+                theirs.direction,
+                theirs.finished,
+            )
+            np.testing.assert_allclose(mine.log_prob, theirs.log_prob, rtol=1e-4)
+            np.testing.assert_allclose(mine.score, theirs.score, rtol=1e-4)
+
+
+@functools.cache
+def two_shapes():
+    """An interacting model whose sources fall into rows of two lengths."""
+    return make_generator(max_source=12, seed=3, interaction="layers")
+
+
+MANY_SOURCES = [*SOURCES, "abcdabcdabcd", "ddddccccb", "ba", "abcdabcdabcda"]
+
+
+@functools.cache
+def found_in_many():
+    return two_shapes().search(MANY_SOURCES, PAIRED)
+
+
+@given(st.lists(st.integers(0, len(MANY_SOURCES) - 1), max_size=20))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_neighbours_and_order_change_nothing(places):
+    found = two_shapes().search([MANY_SOURCES[place] for place in places], PAIRED)
+    assert_same(found, [found_in_many()[place] for place in places])
+
+
+def test_a_source_alone_is_searched_as_among_others():
+    for source, among_others in zip(MANY_SOURCES, found_in_many(), strict=True):
+        assert_same(two_shapes().search([source], PAIRED), [among_others])
+
+
+def test_devices_and_batch_size_change_nothing(monkeypatch):
+    """Three rows on one device, elsewhere eight on eight."""
+    assert jax.local_device_count() == 8
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    generator, tally = make_generator(batch_tokens=24, **MODELS["swap"]), Tally()
+    assert_same(generator.search(SOURCES, SEARCH, tally), found_by("swap"))
+    assert (tally.sentences, tally.batches) == (9, 3)
+    outputs = [[h.tokens for h in one.all] for one in found_by("swap")]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4),
+        generator.score(SOURCES, outputs),
+        generator_of("swap").score(SOURCES, outputs),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_search_reports_what_the_score_is(name):
+    outputs = [[h.tokens for h in one.all] for one in found_by(name)]
+    scores = generator_of(name).score(SOURCES, outputs)
+    compared = {"l2r": 0, "r2l": 0}
+    for one, tokens, of_source in zip(found_by(name), outputs, scores, strict=True):
+        for direction, listed in one.n_best.items():
+            assert of_source[direction].shape == (len(tokens),)
+            assert of_source[direction].dtype == np.float32
+            for h in listed:
+                score = of_source[direction][tokens.index(h.tokens)]
+                if h.finished:
+                    compared[direction] += 1
+                    np.testing.assert_allclose(h.log_prob, score, rtol=1e-4)
+                else:  # without the end marker's share
+                    assert h.log_prob > score
+    assert min(compared.values()) > 5
+
+
+def test_scores_are_those_of_the_streams_alone():
+    """Each candidate by itself, without padding, and its labels picked by hand."""
+    generator = generator_of("swap")
+    sources, candidates = ["cbad", "abqd"], [[(6, 9, 7), (8, 8, 8), (10, 6, 6)], [(7, 9, 10)]]
+    scores = generator.score(sources, candidates)
+    for source, listed, of_source in zip(sources, candidates, scores, strict=True):
+        batch = tiny.source_batch([[1] * 5])
+        batch["source"] = np.append(vocabulary_of(SOURCE_LETTERS).encode(source), EOS)[None]
+        for place, tokens in enumerate(listed):
+            streams = generator.streams.tokens(np.array(tokens))
+            inputs_BPWT = streams["inputs"].T[None, None]
+            ones = np.ones_like(inputs_BPWT)
+            logits = tiny.decode(
+                generator._model,
+                generator._params,
+                batch,
+                (inputs_BPWT, ones, tiny.positions(ones)),
+                interact=False,
+            )
+            log_probs_WTV = jax.nn.log_softmax(logits)[0, 0]
+            for way, direction in enumerate(generator.streams.directions):
+                by_hand = sum(
+                    log_probs_WTV[way, step, label]
+                    for step, label in enumerate(streams["labels"][:, way])
+                )
+                np.testing.assert_allclose(of_source[direction][place], by_hand, rtol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_other_candidates():
+    generator = generator_of("tags")
+    sources = ["abc", "d", "dcba", ""]
+    candidates = [[(6,), (7, 8, 9), (), (6,), (10,) * 7], [(9, 9)], [], [(6, 7)]]
+    together_ = generator.score(sources, candidates)
+    assert [scores["l2r"].shape for scores in together_] == [(5,), (1,), (0,), (1,)]
+    for source, listed, scores in zip(sources, candidates, together_, strict=True):
+        for place, tokens in enumerate(listed):
+            (alone,) = generator.score([source], [[tokens]])
+            for direction in ("l2r", "r2l"):
+                assert np.isfinite(scores[direction][place])
+                np.testing.assert_allclose(scores[direction][place], alone[direction][0], rtol=1e-4)
+    np.testing.assert_array_equal(together_[0]["r2l"][0], together_[0]["r2l"][3])
+
+
+def test_nothing_is_asked_for():
+    assert generator_of("tags").search([], SEARCH) == []
+    assert generator_of("tags").score([], []) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_are_text_within_bounds(name):
+    found = found_by(name)
+    written = hypotheses(found)
+    assert {token for h in written for token in h.tokens} <= set(range(FIRST_TEXT_ID, 11))
+    assert len({token for h in written for token in h.tokens}) > 3
+    vocabulary = generator_of(name).target_vocabulary
+    for source, one in zip(SOURCES, found, strict=True):
+        most = SEARCH.max_length(len(source.strip()))
+        for h in hypotheses([one]):
+            assert SEARCH.min_length <= len(h.tokens)
+            assert len(h.tokens) + 1 <= most if h.finished else len(h.tokens) == most
+            assert generator_of(name).text(h) == "".join(vocabulary.pieces(h.tokens))
+            penalty = ((5 + len(h.tokens) + h.finished) / 6) ** SEARCH.alpha
+            np.testing.assert_allclose(h.score, h.log_prob / penalty, rtol=1e-5)
+    assert {h.finished for h in written} == {True, False}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_empty_source_has_no_output_and_keeps_its_place(name):
+    for source, one in zip(SOURCES, found_by(name), strict=True):
+        if source.strip():
+            assert {len(listed) for listed in one.n_best.values()} == {4}
+        else:
+            assert one == Found({"l2r": (), "r2l": ()}, None)
+            assert one.all == ()
+    assert generator_of(name).text(None) == ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_better_first_hypothesis_wins(name):
+    winners = [one.winner for one in found_by(name) if one.winner]
+    for one in found_by(name):
+        firsts = [listed[0] for listed in one.n_best.values() if listed]
+        assert one.winner == max(firsts, key=lambda h: (h.finished, h.score), default=None)
+    assert {h.direction for h in winners} == {"l2r", "r2l"}
+
+
+def test_a_source_too_long_is_cut_and_counted():
+    tally = Tally()
+    sources = ["abcdabcd", "abcdabc", "abcdabcdbb"]
+    found = generator_of("swap").search(sources, SEARCH, tally)
+    assert (tally.sentences, tally.truncated, tally.batches) == (3, 2, 1)
+    assert 0 < tally.steps <= SEARCH.max_length(7)
+    assert_same(found[::2], [found[1]] * 2)
+    generator_of("swap").search(sources, SEARCH, tally)
+    assert (tally.sentences, tally.truncated, tally.batches) == (6, 4, 2)
+
+
+def hypothesis(tokens, direction, score, finished=True):
+    return Hypothesis(tuple(tokens), direction, 2 * score, score, finished)
+
+
+A = hypothesis([6], "l2r", -2.0)
+B = hypothesis([7, 8], "l2r", -0.5, finished=False)
+C = hypothesis([6], "r2l", -1.0)
+D = hypothesis([9], "r2l", -3.0)
+E = hypothesis([8, 7], "r2l", -0.1, finished=False)
+
+
+def test_all_is_both_lists_without_repeats_finished_first():
+    found = Found({"l2r": (A, B), "r2l": (C, D, E)}, C)
+    assert found.all == (C, D, E, B)
+    assert Found({"l2r": (A, B)}, A).all == (A, B)
+
+
+def test_models_of_one_direction_each_are_like_one_of_both():
+    left, right = Found({"l2r": (A, B)}, A), Found({"r2l": (C, D, E)}, C)
+    assert together([left, right]) == Found({"l2r": (A, B), "r2l": (C, D, E)}, C)
+    assert together([left]) == left
+    nothing = [Found({"l2r": ()}, None), Found({"r2l": ()}, None)]
+    assert together(nothing) == Found({"l2r": (), "r2l": ()}, None)
+    assert together([Found({"l2r": (B,)}, B), Found({"r2l": (D,)}, D)]).winner == D

@@ -1,0 +1,151 @@
+import io
+import math
+
+import pytest
+import rich.console
+
+from bidi.data.sources import Example
+from bidi.evaluation import metrics, report
+from bidi.evaluation.generate import Found, Hypothesis
+
+
+class Spelling:
+    """Stands for a generator: token n is the n-th letter."""
+
+    def text(self, hypothesis):
+        return "" if hypothesis is None else " ".join(chr(64 + n) for n in hypothesis.tokens)
+
+
+def hypothesis(text, direction, finished=True):
+    tokens = tuple(ord(letter) - 64 for letter in text)
+    return Hypothesis(tokens, direction, -1.0, -1.0, finished)
+
+
+def found(left, right, won):
+    lists = {"l2r": (hypothesis(left, "l2r"),), "r2l": (hypothesis(right, "r2l"),)}
+    return Found(lists, lists[won][0])
+
+
+EXAMPLES = [
+    Example("ab", ("A B", "A C")),
+    Example("[/b] :cat:", ("A B C",)),
+    Example("", ("A",)),
+    Example("d", ("D",)),
+]
+FOUND = [
+    found("AC", "AB", "l2r"),
+    found("ABD", "BBC", "r2l"),
+    Found({"l2r": (), "r2l": ()}, None),
+    found("D", "E", "l2r"),
+]
+CHOSEN = [one.winner for one in FOUND]
+
+
+def test_scores_are_all_metrics():
+    hypotheses, references = ["A B", "C"], [["A B"], ["C D", "E"]]
+    scores = report.scores(hypotheses, references)
+    assert scores["wer"] == scores["exact_match"] == 50
+    assert scores["per"] == metrics.token_error_rate(hypotheses, references)
+    bleu = metrics.bleu_chrf(hypotheses, references)
+    assert {key: scores[key] for key in bleu} == bleu
+    assert scores["length_ratio"] == metrics.length_ratio(hypotheses, references)
+    by_position = metrics.positional_accuracy(
+        [["A", "B"], ["C"]], [[["A", "B"]], [["C", "D"], ["E"]]]
+    )
+    assert scores["positional_accuracy"].keys() == by_position.keys()
+    for key, value in by_position.items():
+        assert scores["positional_accuracy"][key] == pytest.approx(value, nan_ok=True)
+    assert scores.keys() == {
+        "wer", "per", "exact_match", *bleu, "length_ratio", "positional_accuracy"
+    }  # fmt: skip
+
+
+def test_what_was_chosen_and_each_end_are_scored():
+    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN)
+    assert results["metrics"]["wer"] == 50
+    assert results["directions"]["l2r"]["wer"] == 50
+    assert results["directions"]["r2l"]["wer"] == 75
+    assert results["directions"].keys() == {"l2r", "r2l"}
+
+
+def test_shares_are_of_the_outputs_and_sum_to_100():
+    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN)
+    assert results["won"] == {"l2r": pytest.approx(200 / 3), "r2l": pytest.approx(100 / 3)}
+    assert math.fsum(results["won"].values()) == pytest.approx(100)
+    assert results["unfinished"] == 0
+    chosen = [*CHOSEN[:3], hypothesis("D", "r2l", finished=False)]
+    results = report.results(Spelling(), EXAMPLES, FOUND, chosen)
+    assert results["won"] == {"l2r": pytest.approx(100 / 3), "r2l": pytest.approx(200 / 3)}
+    assert results["unfinished"] == pytest.approx(100 / 3)
+
+
+def test_empty_sources_alone():
+    results = report.results(Spelling(), EXAMPLES[2:3], FOUND[2:3], [None])
+    assert results["won"] == {"l2r": 0, "r2l": 0}
+    assert results["metrics"]["wer"] == 100
+
+
+def test_one_direction():
+    lists = [Found({"r2l": one.n_best["r2l"]}, None) for one in FOUND]
+    chosen = [one.n_best["r2l"][0] if one.n_best["r2l"] else None for one in lists]
+    results = report.results(Spelling(), EXAMPLES, lists, chosen)
+    assert results["won"] == {"r2l": 100}
+    scores = (results["metrics"], results["directions"]["r2l"])
+    assert [{k: v for k, v in one.items() if k != "positional_accuracy"} for one in scores] == [
+        {k: v for k, v in scores[0].items() if k != "positional_accuracy"}
+    ] * 2
+
+
+def test_samples_show_both_ends():
+    samples = report.samples(Spelling(), EXAMPLES, FOUND, CHOSEN)
+    assert samples[1] == {
+        "source": "[/b] :cat:",
+        "references": ["A B C"],
+        "l2r": "A B D",
+        "r2l": "B B C",
+        "chosen": "B B C",
+        "won": "r2l",
+    }
+    assert samples[2] == {
+        "source": "", "references": ["A"], "l2r": "", "r2l": "", "chosen": "", "won": None
+    }  # fmt: skip
+
+
+def printed(lists, chosen, agreement):
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    results = {
+        "split": "test",
+        "sentences": len(EXAMPLES),
+        "agreement": agreement,
+        "samples": report.samples(Spelling(), EXAMPLES, lists, chosen),
+        **report.results(Spelling(), EXAMPLES, lists, chosen),
+    }
+    report.print_results(results, console)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def rows(lines):
+    """The cells of the table by the first of their row."""
+    inside = (line.replace("│", " ").split() for line in lines if line.startswith("│"))
+    return {cells[0]: cells[1:] for cells in inside}
+
+
+def test_the_table_names_systems_and_shares():
+    lines = printed(FOUND, CHOSEN, None)
+    assert lines[0].strip() == "test: 4 sources"
+    table = rows(lines)
+    assert table.keys() == {"chosen", "l2r", "r2l"}
+    assert [cells[0] for cells in table.values()] == ["50.00", "50.00", "75.00"]
+    assert table["l2r"][-2:] == ["66.7", "%"]
+    only = [Found({"l2r": one.n_best["l2r"]}, None) for one in FOUND]
+    chosen = [one.n_best["l2r"][0] if one.n_best["l2r"] else None for one in only]
+    assert rows(printed(only, chosen, None)).keys() == {"chosen"}
+
+
+def test_samples_are_printed_as_they_are():
+    lines = printed(FOUND, CHOSEN, None)
+    at = lines.index("[/b] :cat:")
+    assert lines[at + 1 : at + 4] == ["    l2r  A B D", "  * r2l  B B C", "    right: A B C"]
+    agreed = printed(FOUND, CHOSEN, {"weight": 0.5, "alpha": 1.0})
+    assert "    chosen by both: B B C" in agreed
+    assert not any("chosen by both" in line for line in lines)

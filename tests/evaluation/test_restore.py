@@ -1,0 +1,113 @@
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bidi import experiment
+from bidi.evaluation import restore
+from bidi.evaluation.restore import UnfitModelsError, load_system, restore_generator
+from tests.trained_run import STEPS
+
+
+def load(workdir, checkpoint="best", partner=None, bindings=()):
+    partner = None if partner is None else str(partner)
+    loaded = experiment.load_run(str(workdir), list(bindings))
+    return load_system(str(workdir), loaded, checkpoint, partner)
+
+
+def test_checkpoints_by_name_and_step(trained):
+    loaded = experiment.load_run(str(trained.both), [])
+    params = {}
+    for checkpoint, step in (("best", STEPS), ("latest", STEPS), (str(STEPS // 2), STEPS // 2)):
+        generator, found = restore_generator(str(trained.both), loaded, checkpoint)
+        assert found == step
+        params[checkpoint] = generator._params
+        assert generator.target_vocabulary.decode([6]).isupper()
+    jax.tree.map(np.testing.assert_array_equal, params["best"], params["latest"])
+    moved = jax.tree.map(
+        lambda a, b: float(abs(a - b).max()), params["best"], params[str(STEPS // 2)]
+    )
+    assert min(jax.tree.leaves(moved["target_embedding"])) > 0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "says"),
+    [
+        ("7", rf"no checkpoint '7'; it has \[{STEPS // 2}, {STEPS}\]"),
+        ("newest", "--checkpoint=newest is none of best, latest or a step"),
+        ("-1", "none of best"),
+    ],
+)
+def test_no_such_checkpoint(trained, checkpoint, says):
+    with pytest.raises(FileNotFoundError, match=says):
+        load(trained.both, checkpoint)
+
+
+def test_a_run_without_checkpoints(trained, tmp_path):
+    workdir = shutil.copytree(trained.both, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    for checkpoint in ("best", "latest"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint '{checkpoint}'; it has none"):
+            load(workdir, checkpoint)
+
+
+class Unvalidated:
+    """Checkpoints of a run that was stopped before its first validation."""
+
+    directory = pathlib.Path("somewhere")
+
+    def all_steps(self):
+        return [3, 5]
+
+    def best_step(self):
+        return None
+
+    def latest_step(self):
+        return 5
+
+
+def test_the_best_is_the_newest_where_none_was_validated():
+    assert restore._step(Unvalidated(), "best") == 5
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_who_may_agree(trained):
+    rescore = ["Agreement.rescore = True"]
+    assert load(trained.both, bindings=rescore).rescores
+    assert not load(trained.both).rescores
+    for one, other in ((trained.l2r, trained.r2l), (trained.r2l, trained.l2r)):
+        system = load(one, partner=other)
+        assert system.rescores
+        assert system.workdirs == (str(one), str(other))
+        assert system.steps == (STEPS, STEPS)
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_wrong_numbers_of_directions_are_refused(trained):
+    for workdir, partner, bindings, there_are in (
+        (trained.l2r, None, ["Agreement.rescore = True"], "l2r:"),
+        (trained.both, trained.l2r, [], "l2r and r2l and l2r:"),
+        (trained.l2r, trained.both, [], "l2r and l2r and r2l:"),
+        (trained.r2l, trained.r2l, [], "r2l and r2l:"),
+    ):
+        with pytest.raises(UnfitModelsError, match=f"each direction, but there are {there_are}"):
+            load(workdir, partner=partner, bindings=bindings)
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_models_of_other_vocabularies_are_refused(trained, tmp_path):
+    partner = shutil.copytree(trained.r2l, tmp_path / "partner")
+    identity = json.loads((partner / "data.json").read_text())
+    identity["vocabularies"]["target"]["sha256"] = "0"
+    (partner / "data.json").write_text(json.dumps(identity))
+    with pytest.raises(UnfitModelsError, match=f"{partner} has other vocabularies than"):
+        load(trained.l2r, partner=partner)
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_a_partner_that_is_no_workdir(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is no workdir"):
+        load(trained.l2r, partner=tmp_path)

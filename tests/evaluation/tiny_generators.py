@@ -1,0 +1,53 @@
+"""Models with random parameters and vocabularies of a few letters, ready to search and score."""
+
+import functools
+import itertools
+
+from bidi.data import vocabulary
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.evaluation.config import EvaluationConfig
+from bidi.evaluation.generate import Generator
+from bidi.models.config import TransformerConfig
+from bidi.models.transformer import Transformer
+from tests.models import tiny
+
+SOURCE_LETTERS, TARGET_LETTERS = "abcd", "vwxyz"
+
+
+@functools.cache
+def vocabulary_of(letters: str) -> Vocabulary:
+    pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
+    return Vocabulary(vocabulary.train(VocabularyConfig(model_type="char"), pairs))
+
+
+def make_generator(
+    ways="both", markers="swap", max_source=7, batch_tokens=64, seed=0, params=None, **config
+) -> Generator:
+    """A generator of one compiled shape: 7 tokens and EOS fill the shortest row.
+
+    `params` are random unless given, and then those of a generator of the same `config`.
+    """
+    streams = Streams(ways, markers)
+    shape = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "model_size": 8,
+        "heads": 2,
+        "feedforward_size": 12,
+        "fusion_weight": 0.8,
+        "tied_embeddings": False,
+    }
+    source, target = vocabulary_of(SOURCE_LETTERS), vocabulary_of(TARGET_LETTERS)
+    model = Transformer(
+        TransformerConfig(**(shape | config)), len(streams.directions), target.size, source.size
+    )
+    return Generator(
+        model,
+        tiny.random_params(model, seed) if params is None else params,
+        streams,
+        source,
+        target,
+        max_source,
+        EvaluationConfig(batch_tokens=batch_tokens),
+    )

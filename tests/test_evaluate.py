@@ -1,0 +1,242 @@
+"""The verb on a tiny trained model; what its parts do is shown in tests/evaluation."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bidi import config, verb
+from bidi import evaluate as evaluate_verb
+from tests.trained_run import STEPS, TEST_SOURCES
+
+
+def strict(text):
+    """JSON, and no NaN in it."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def evaluate(restore_once):
+    """Runs the verb in this process: its JSON, and its outputs line by line."""
+
+    def call(workdir, *arguments, name="none-beam4", split="test", bindings=()):
+        config.define_flags()
+        with flagsaver.flagsaver():
+            flags.FLAGS(["bidi.evaluate", f"--workdir={workdir}", f"--split={split}", *arguments])
+            evaluate_verb.main(list(bindings))
+        path = workdir / "eval" / f"{split}-{name}.json"
+        return strict(path.read_text()), path.with_suffix(".txt").read_text().splitlines()
+
+    return call
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the run of both directions, for what a test writes there."""
+    ignore = shutil.ignore_patterns("eval")
+    return shutil.copytree(trained.both, tmp_path / "run", ignore=ignore)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """`trained.both` evaluated by a real call, on one device."""
+    command = [sys.executable, "-m", "bidi.evaluate", f"--workdir={trained.both}"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def without(result, *keys):
+    return {key: value for key, value in result.items() if key not in keys}
+
+
+def rounded(tree):
+    """To what cannot depend on how many rows were searched at once."""
+    if isinstance(tree, dict):
+        return {key: rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [rounded(value) for value in tree]
+    return round(tree, 4) if isinstance(tree, float) else tree
+
+
+def test_a_real_call_and_eight_devices_give_the_same(evaluated, trained, evaluate):
+    assert evaluated.returncode == 0, evaluated.stderr
+    saved = trained.both / "eval" / "test-none-beam4.json"
+    assert evaluated.stdout.splitlines()[-1].endswith(str(saved))
+    assert "Traceback" not in evaluated.stderr
+    one = strict(saved.read_text())
+    outputs = saved.with_suffix(".txt").read_text().splitlines()
+    eight, same_outputs = evaluate(trained.both)
+    assert one["provenance"]["device"]["count"] == 1
+    assert eight["provenance"]["device"]["count"] == 8
+    assert outputs == same_outputs
+    differing = ("speed", "provenance")
+    assert rounded(without(one, *differing)) == rounded(without(eight, *differing))
+
+
+def test_the_results_say_everything(trained, evaluate, capsys):
+    result, outputs = evaluate(trained.both)
+    assert len(outputs) == len(TEST_SOURCES) == result["sentences"]
+    assert outputs[TEST_SOURCES.index("")] == ""
+    assert sum(map(bool, outputs)) == len(TEST_SOURCES) - 1
+
+    metrics = {"wer", "per", "exact_match", "bleu", "chrf", "length_ratio", "positional_accuracy"}
+    assert metrics < result["metrics"].keys()
+    assert result["directions"].keys() == {"l2r", "r2l"}
+    for scores in result["directions"].values():
+        assert scores.keys() == result["metrics"].keys()
+    assert "version" in result["metrics"]["bleu_signature"]
+    assert result["metrics"]["wer"] + result["metrics"]["exact_match"] == 100
+    assert sum(result["won"].values()) == pytest.approx(100)
+    assert result["won"].keys() == {"l2r", "r2l"}
+    assert 0 <= result["unfinished"] <= 100
+
+    assert result["split"] == "test"
+    assert result["checkpoints"] == [STEPS]
+    assert result["workdirs"] == [str(trained.both)]
+    assert result["search"]["beam_size"] == 4
+    assert result["search"]["coupling"] == "none"
+    assert result["agreement"] is None
+    assert result["config"] == (trained.both / "config.gin").read_text()
+    assert result["provenance"].keys() >= {"commit", "versions", "device", "python"}
+    assert result["provenance"]["versions"]["jax"]
+    speed = result["speed"]
+    assert speed["sentences_per_second"] > 0
+    assert (speed["sentences"], speed["truncated"]) == (len(TEST_SOURCES), 1)
+    assert speed["batches"] == 1
+    assert speed["steps"] > 0
+    assert result["training"]["updates"] == STEPS
+
+    assert [sample["source"] for sample in result["samples"]] == TEST_SOURCES[:3]
+    assert [sample["chosen"] for sample in result["samples"]] == outputs[:3]
+    printed = capsys.readouterr().out
+    assert "test: 9 sources" in printed
+    assert printed.replace("\n", "").endswith("eval/test-none-beam4.json")
+
+
+def test_markup_in_a_source_is_printed_as_it_is(workdir, evaluate, capsys):
+    evaluate(workdir, bindings=["Evaluation.samples = 9"])
+    assert "[/b]" in capsys.readouterr().out.splitlines()
+
+
+def test_a_second_call_overwrites(workdir, evaluate):
+    first = evaluate(workdir)
+    (workdir / "eval" / "test-none-beam4.txt").write_text("something longer\n" * 100)
+    second = evaluate(workdir)
+    assert without(first[0], "speed") == without(second[0], "speed")
+    assert first[1] == second[1]
+    names = {path.name for path in (workdir / "eval").iterdir()}
+    assert names == {"test-none-beam4.json", "test-none-beam4.txt"}
+
+
+def test_splits_searches_and_checkpoints_have_files_of_their_own(workdir, evaluate):
+    evaluate(workdir)
+    evaluate(workdir, split="validation")
+    result, _ = evaluate(
+        workdir,
+        f"--checkpoint={STEPS // 2}",
+        name="none-beam2",
+        bindings=["Search.beam_size = 2"],
+    )
+    assert result["checkpoints"] == [STEPS // 2]
+    assert result["search"]["beam_size"] == 2
+    assert "Search.beam_size = 2" in result["config"]
+    assert len(list((workdir / "eval").iterdir())) == 6
+
+
+def test_agreement_is_tuned_once_and_kept(workdir, evaluate, caplog):
+    rescore = ["Agreement.rescore = True"]
+    caplog.set_level("INFO", logger="bidi")
+    first, outputs = evaluate(workdir, name="none-beam4-agreement", bindings=rescore)
+    assert "Agreement on the validation split" in caplog.text
+    assert first["agreement"].keys() == {"weight", "alpha"}
+    assert sum(first["won"].values()) == pytest.approx(100)
+
+    caplog.clear()
+    kept = workdir / "eval" / "agreement.json"
+    changed = strict(kept.read_text()) | {"weight": 0.31}
+    kept.write_text(json.dumps(changed))
+    second, _ = evaluate(workdir, name="none-beam4-agreement", bindings=rescore)
+    assert "Agreement on the validation split" not in caplog.text
+    assert second["agreement"] == {"weight": 0.31, "alpha": first["agreement"]["alpha"]}
+
+    another = [*rescore, "Search.alpha = 0.2"]
+    third, _ = evaluate(workdir, name="none-beam4-agreement", bindings=another)
+    assert "Agreement on the validation split" in caplog.text
+    assert third["agreement"]["weight"] != 0.31
+    assert len(outputs) == len(TEST_SOURCES)
+
+
+def test_a_partner_gives_what_one_model_of_both_gives(trained, workdir, evaluate):
+    """Its two directions, told apart, are the same model here."""
+    partner, outputs = evaluate(
+        trained.l2r, f"--partner_workdir={trained.r2l}", name="none-beam4-partner"
+    )
+    one, same_outputs = evaluate(
+        workdir, name="none-beam4-agreement", bindings=["Agreement.rescore = True"]
+    )
+    assert outputs == same_outputs
+    for key in ("metrics", "directions", "won", "unfinished", "agreement", "samples"):
+        assert rounded(partner[key]) == rounded(one[key])
+    assert partner["workdirs"] == [str(trained.l2r), str(trained.r2l)]
+    assert partner["checkpoints"] == [STEPS, STEPS]
+    assert partner["speed"]["sentences"] == len(TEST_SOURCES)
+
+
+def test_print_config_searches_nothing(workdir, capsys):
+    config.define_flags()
+    with flagsaver.flagsaver():
+        flags.FLAGS(["bidi.evaluate", f"--workdir={workdir}", "--print_config"])
+        evaluate_verb.main(["Search.beam_size = 6"])
+    assert "Search.beam_size = 6" in capsys.readouterr().out
+    assert not (workdir / "eval").exists()
+
+
+# What `verb.run` says in one line, as the last test shows.
+EXPECTED_ERRORS = (verb.UserError, *verb._USER_ERRORS)
+
+
+def test_what_is_missing_is_named(trained, workdir, evaluate, tmp_path):
+    for arguments, bindings, says in (
+        (["--workdir="], [], "--workdir is missing"),
+        ([f"--workdir={tmp_path}"], [], "config.gin"),
+        (["--checkpoint=7"], [], "no checkpoint '7'"),
+        (["--checkpoint=first"], [], "--checkpoint=first is none of best, latest or a step"),
+        ([], [f"Data.directory = '{tmp_path}/none'"], "holds no prepared data: run python -m bidi"),
+        ([], ["Search.beam = 3"], "beam_size"),
+        ([f"--partner_workdir={tmp_path}"], [], f"{tmp_path} is no workdir"),
+        ([f"--partner_workdir={trained.l2r}"], [], "agreement needs a scorer of each direction"),
+    ):
+        with pytest.raises(EXPECTED_ERRORS) as caught:
+            evaluate(workdir, *arguments, bindings=bindings)
+        assert says in str(caught.value)
+    assert not list((workdir / "eval").glob("test*"))
+
+
+def test_a_split_that_is_not_there(trained, workdir, evaluate, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    del manifest["splits"]["test"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EXPECTED_ERRORS, match="no split 'test'; there are: train, validation"):
+        evaluate(workdir, bindings=[f"Data.directory = '{data}'"])
+
+
+def test_an_error_of_the_user_is_one_line_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bidi.evaluate", f"--workdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"bidi.evaluate: --workdir={tmp_path} holds no config.gin" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,125 @@
+import pathlib
+import re
+
+import pytest
+
+from bidi import config, experiment
+from bidi.config import ConfigError
+from bidi.data import vocabulary
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+
+ROOT = pathlib.Path(experiment.__file__).parent.parent
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "experiments").rglob("*.gin")
+    if path.name != "base.gin"  # what the others include
+)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    """Includes are named from the repository's root."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("BIDI_DATA", "/anything")
+
+
+def test_there_are_experiments():
+    tasks = {pathlib.Path(file).parent.name for file in FILES}
+    assert {"cmudict", "multi30k"} <= tasks
+    for task in ("cmudict", "multi30k"):
+        names = {pathlib.Path(file).stem for file in FILES if f"/{task}/" in file}
+        assert {"l2r", "r2l", "both", "bidirectional"} <= names
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_experiment_loads_and_replays(file, tmp_path):
+    loaded = config.load(experiment.build, [file], [])
+    text = config.operative()
+    saved = tmp_path / experiment.CONFIG_FILE
+    saved.write_text(text)
+    assert experiment.load_run(str(tmp_path), []) == loaded
+    assert config.operative() == text
+    # Rows hold the longest pair and its marker.
+    assert loaded.data.max_source_length < loaded.batches.source_length
+    assert loaded.data.max_target_length < loaded.batches.target_length
+
+
+@pytest.mark.parametrize("task", ["cmudict", "multi30k"])
+@pytest.mark.parametrize("name", ["l2r", "r2l", "both", "bidirectional"])
+def test_the_directions_are_as_the_name_says(task, name):
+    loaded = config.load(experiment.build, [f"experiments/{task}/{name}.gin"], [])
+    assert loaded.streams.ways == {"l2r": "l2r", "r2l": "r2l"}.get(name, "both")
+    assert (loaded.model.interaction != "none") == (name == "bidirectional")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_head_tells_all(file):
+    head = (ROOT / file).read_text().partition("\n\n")[0]
+    fields = re.findall(r"^# ([A-Z]\w+) {2,}\S", head, re.MULTILINE)
+    assert fields == ["Paper", "Data", "Expected", "Time", "Hardware", "Command"]
+    command = re.sub(r"\\?\n#", " ", head.partition("# Command")[2])
+    if "launch/" not in command:
+        for verb in ("prepare", "train", "evaluate"):
+            assert f"python -m bidi.{verb} " in command
+        assert command.count(f"--gin_file={file}") == 2
+        workdir = f"--workdir=runs/{pathlib.Path(file).parent.name}/{pathlib.Path(file).stem}"
+        assert len(re.findall(rf"{workdir}\b", command)) == 2
+
+
+BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
+
+
+@pytest.mark.parametrize(
+    ("file", "bindings", "says"),
+    [
+        (
+            LEFT,
+            ["Transformer.interaction = 'layers'"],
+            r"Transformer\.interaction = 'layers' needs two directions, but Streams\.ways = 'l2r'; "
+            "use 'both', or interaction 'none'",
+        ),
+        (
+            BOTH,
+            ["Search.coupling = 'paired'"],
+            r"Search\.coupling = 'paired' couples streams that read each other, but "
+            r"Transformer\.interaction = 'none'; use coupling 'none'",
+        ),
+        (LEFT, ["Search.coupling = 'product'"], "'product' needs a model of two directions"),
+        (
+            "experiments/cmudict/bidirectional.gin",
+            ["Search.beam_size = 5"],
+            r"Search\.beam_size = 5 is odd, but coupling 'paired'",
+        ),
+        (BOTH, ["Search.n_best = 5"], r"Search\.n_best = 5, but each direction has 4 hypotheses"),
+        (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
+        (BOTH, ["Training.evaluate_every = 300"], r"Training\.checkpoint_every = 500"),
+        (BOTH, ["Streams.ways = 'left'"], r"--gin\.Streams\.ways.*'left'"),
+        (BOTH, ["Search.beamsize = 5"], "beam_size"),
+    ],
+)
+def test_contradictions_are_refused(file, bindings, says):
+    with pytest.raises(ConfigError, match=says):
+        config.load(experiment.build, [file], bindings)
+
+
+def test_a_workdir_is_loaded_with_changes(tmp_path):
+    config.load(experiment.build, [BOTH], [])
+    (tmp_path / "config.gin").write_text(config.operative())
+    loaded = experiment.load_run(str(tmp_path), ["Search.beam_size = 8"])
+    assert loaded.search.beam_size == 8
+    assert loaded.model.model_size == 128
+
+
+def test_what_is_no_workdir(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"--workdir={tmp_path} holds no config\.gin"):
+        experiment.load_run(str(tmp_path), [])
+
+
+def test_the_model_fits_the_vocabularies():
+    letters = VocabularyConfig(model_type="char")
+    source, target = (Vocabulary(vocabulary.train(letters, [text])) for text in ("abc", "vwxyz"))
+    separate = config.load(experiment.build, [BOTH], []).make_model(source, target)
+    assert (separate.ways, separate.source_vocabulary, separate.target_vocabulary) == (2, 9, 11)
+    joint = config.load(experiment.build, ["experiments/multi30k/l2r.gin"], [])
+    assert joint.make_model(target, target).source_vocabulary is None
+    assert joint.make_model(target, target).ways == 1

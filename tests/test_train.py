@@ -1,0 +1,499 @@
+"""Contract 7 in real processes: stopped anywhere, a run goes on as if it had not been.
+
+Every run here is one of a few: they share one compilation cache, so only the first compiles.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import orbax.checkpoint as ocp
+import pytest
+
+from bidi import config, experiment
+from bidi.data.prepare import prepare
+from bidi.data.sources import DataError
+from bidi.provenance import CompileMeter
+from bidi.training import loop
+from bidi.training.loop import CannotResumeError
+from tests.training.tiny import assert_trees_equal
+
+STEPS, SAVED_EVERY = 90, 30
+# Enough for a first run on a busy machine; nothing waits for it to pass.
+TIMEOUT = 300
+
+EXPERIMENT = f"""
+Data.directory = '$TINY/data'
+Data.source = @ParallelText()
+Data.source_vocabulary = @Vocabulary()
+ParallelText.source = {{'train': '$TINY/train.source', 'validation': '$TINY/validation.source'}}
+ParallelText.target = {{'train': '$TINY/train.target', 'validation': '$TINY/validation.target'}}
+Vocabulary.model_type = 'char'
+
+Batches.rows = 8
+Batches.source_length = 20
+Batches.target_length = 20
+Batches.packing_bins = 4
+
+Transformer.encoder_layers = 0
+Transformer.decoder_layers = 1
+Transformer.model_size = 8
+Transformer.heads = 1
+Transformer.feedforward_size = 8
+Transformer.interaction = 'none'
+Search.coupling = 'none'
+
+Optimizer.warmup_steps = 20
+Training.steps = {STEPS}
+Training.evaluate_every = 15
+Training.checkpoint_every = {SAVED_EVERY}
+Training.log_every = 5
+Training.ema_decay = 0.99
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A directory with an experiment file and its prepared data: words and their mirror images."""
+    directory = tmp_path_factory.mktemp("tiny")
+    rng = random.Random(0)
+    for split, count in (("train", 150), ("validation", 12)):
+        words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(count)]
+        (directory / f"{split}.source").write_text("\n".join(words) + "\n")
+        (directory / f"{split}.target").write_text("\n".join(w[::-1] for w in words) + "\n")
+    (directory / "tiny.gin").write_text(EXPERIMENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY", str(directory))
+        prepare(load(directory).data)
+        yield directory
+
+
+def load(directory, *bindings, file="tiny.gin"):
+    return config.load(experiment.build, [str(directory / file)], bindings)
+
+
+class Process:
+    """`python -m bidi.train` on two virtual devices."""
+
+    def __init__(self, tiny, workdir, *flags, gin_file="tiny.gin"):
+        self.workdir = pathlib.Path(workdir)
+        self._log = self.workdir.with_name(f"{self.workdir.name}-{time.monotonic_ns()}.log")
+        arguments = [f"--gin_file={tiny / gin_file}", f"--workdir={workdir}", *flags]
+        environment = {
+            **os.environ,
+            "TINY": str(tiny),
+            "JAX_PLATFORMS": "cpu",
+            # The quickest to compile; every run is compared with others of the same kind.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
+            "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(tiny / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bidi.train", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    @property
+    def output(self):
+        return self._log.read_text()
+
+    def finish(self):
+        """The exit code."""
+        return self._process.wait(TIMEOUT)
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def until(self, condition):
+        """Waits for a condition and stops the process (SIGSTOP) while it holds."""
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            assert self._process.poll() is None, f"it ended before {condition}:\n{self.output}"
+            if condition():
+                self.send(signal.SIGSTOP)
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+                if condition():
+                    return self
+                self.send(signal.SIGCONT)
+            time.sleep(0.001)
+        raise TimeoutError(self.output)
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        assert self.finish() == -signal.SIGKILL
+        return self
+
+    def rows(self):
+        return rows(self.workdir)
+
+    def checkpoints(self):
+        """The names in the directory of checkpoints, complete ones first, oldest first."""
+        directory = self.workdir / "checkpoints"
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        return sorted(names, key=lambda name: (not name.isdigit(), int(name.partition(".")[0])))
+
+    def rows_behind_the_checkpoint(self):
+        """Whether updates were reported that no checkpoint holds, and none is being written."""
+        names = self.checkpoints()
+        if not names or not all(name.isdigit() for name in names):
+            return False
+        return self.rows()[-1]["step"] > int(names[-1])
+
+    def is_saving(self):
+        """Whether a checkpoint that is not the first one is being written."""
+        names = self.checkpoints()
+        return len(names) > 1 and any("tmp" in name for name in names)
+
+
+def rows(workdir):
+    """Rows of metrics that are written in full, without what depends on the clock."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k}
+        for line in lines
+        if line.endswith("\n")
+    ]
+
+
+def saved(workdir, step=STEPS):
+    """Parameters, optimiser's state and moving average of a checkpoint, by no code of ours."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trees = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("params", "optimizer", "ema"):
+            path = workdir.absolute() / "checkpoints" / str(step) / item
+            shapes = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                checkpointer.metadata(path).item_metadata.tree,
+            )
+            trees[item] = checkpointer.restore(path, shapes)
+    return trees
+
+
+def files(workdir):
+    """Every file's content but for what says when and by what commit a run was started."""
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file() and path.name != "provenance.json"
+    }
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny):
+    """The workdir of a run that nothing stopped."""
+    process = Process(tiny, tiny / "undisturbed")
+    assert process.finish() == 0, process.output
+    assert f"{STEPS} updates in" in process.output
+    return process.workdir
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(undisturbed, tmp_path / "finished")
+
+
+def assert_same_run(workdir, undisturbed):
+    assert rows(workdir) == rows(undisturbed)
+    assert_trees_equal(saved(workdir), saved(undisturbed))
+
+
+def test_the_undisturbed_run_learns_and_leaves_what_it_should(undisturbed):
+    losses = [row["train/loss"] for row in rows(undisturbed) if "train/loss" in row]
+    assert losses[-1] < losses[0]
+    assert [row["step"] for row in rows(undisturbed) if "validation/loss" in row] == [
+        15, 30, 45, 60, 75, 90,
+    ]  # fmt: skip
+    assert len(losses) == STEPS / 5
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "checkpoints", "config.gin", "data.json", "metrics.jsonl", "provenance.json",
+        "source.model", "target.model", "tensorboard",
+    }  # fmt: skip
+
+
+def test_killed_three_times(tiny, undisturbed, tmp_path):
+    # Before there is any checkpoint: it starts anew.
+    process = Process(tiny, tmp_path / "run")
+    process.until(lambda: len(process.rows()) > 2).kill()
+    assert not any(name.isdigit() for name in process.checkpoints())
+
+    # Within an epoch, with rows of updates that no checkpoint holds, the last row cut off.
+    process = Process(tiny, process.workdir)
+    process.until(process.rows_behind_the_checkpoint).kill()
+    assert "New run" in process.output
+    step = int(process.checkpoints()[-1])
+    assert 0 < step < process.rows()[-1]["step"] < STEPS
+    with (process.workdir / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 88, "train/lo')
+
+    # While a checkpoint is being written.
+    process = Process(tiny, process.workdir)
+    process.until(process.is_saving).kill()
+    assert f"from step {step}" in process.output
+    *complete, begun = process.checkpoints()
+    assert complete[-1].isdigit()
+    assert "tmp" in begun
+
+    process = Process(tiny, process.workdir)
+    assert process.finish() == 0, process.output
+    assert f"from step {complete[-1]}" in process.output
+    assert_same_run(process.workdir, undisturbed)
+
+
+def test_asked_to_stop_it_saves_and_goes_on_later(tiny, undisturbed, tmp_path):
+    # First while it compiles: nothing is there to be saved.
+    process = Process(tiny, tmp_path / "run")
+    process.until(lambda: "New run" in process.output).send(signal.SIGTERM)
+    process.send(signal.SIGCONT)
+    assert process.finish() == 0, process.output
+    assert "the same command goes on" in process.output
+    # Then in the middle.
+    process = Process(tiny, process.workdir)
+    process.until(lambda: process.rows() and process.rows()[-1]["step"] > SAVED_EVERY)
+    process.send(signal.SIGTERM)
+    process.send(signal.SIGCONT)
+    assert process.finish() == 0, process.output
+    assert "SIGTERM: saving, then stopping" in process.output
+    step = max(map(int, process.checkpoints()))
+    assert SAVED_EVERY < step < STEPS
+    assert f"Stopped at step {step} of {STEPS}" in process.output
+    # No update is missing in the rows, none is there twice.
+    assert process.rows()[-1]["step"] == step
+    process = Process(tiny, process.workdir)
+    assert process.finish() == 0, process.output
+    assert f"from step {step}" in process.output
+    assert_trees_equal(saved(process.workdir), saved(undisturbed))
+    ours, theirs = (
+        {(row["step"], next(iter(set(row) - {"step"})).split("/")[0]): row for row in rows(workdir)}
+        for workdir in (process.workdir, undisturbed)
+    )
+    assert len(ours) == len(process.rows())
+    # But for the row that the stop divided in two, they are the same.
+    divided = {key for key in theirs if ours.get(key) != theirs[key]}
+    assert divided <= {(step - step % 5 + 5, "train")}
+    assert ours.keys() - theirs.keys() <= {(step, "train")}
+
+
+def test_a_damaged_checkpoint_is_made_again(tiny, undisturbed, finished):
+    for path in (finished / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    process = Process(tiny, finished)
+    assert process.finish() == 0, process.output
+    assert f"Checkpoint of step {STEPS}" in process.output
+    assert f"from step {STEPS - SAVED_EVERY}" in process.output
+    assert_same_run(finished, undisturbed)
+
+
+def test_nothing_but_damaged_checkpoints(tiny, finished):
+    for path in (finished / "checkpoints").glob("*/progress/metadata"):
+        path.write_bytes(b"")
+    before = files(finished)
+    process = Process(tiny, finished)
+    assert process.finish() == 1
+    assert "bidi.train: None of the checkpoints in" in process.output
+    assert "\nTraceback" not in process.output
+    assert files(finished) == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny, finished):
+    # A run that was fine so far and breaks: as if it had had this learning rate from the start.
+    saved_config = finished / "config.gin"
+    text = saved_config.read_text()
+    assert text.count("learning_rate = 0.001") == 1
+    saved_config.write_text(text.replace("learning_rate = 0.001", "learning_rate = 1e+30"))
+    before = files(finished / "checkpoints")
+    process = Process(
+        tiny, finished, "--gin.Optimizer.learning_rate=1e30", "--gin.Training.steps=200",
+        "--gin.Training.checkpoint_every=1", "--gin.Training.evaluate_every=1",
+    )  # fmt: skip
+    assert process.finish() == 1
+    assert f"last good checkpoint is step {STEPS}" in process.output
+    assert f"step {STEPS + 1}" in process.output
+    assert "Traceback" not in process.output
+    assert files(finished / "checkpoints") == before
+    assert "NaN" not in (finished / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workdir": ""}, "--workdir is missing"),
+        ({"gin_file": "none.gin"}, "none.gin"),
+        ({"flag": "--gin.Data.directory=/none"}, "/none holds no prepared data: run python -m"),
+    ],
+)
+def test_errors_of_the_user_have_no_traceback(tiny, tmp_path, arguments, message):
+    process = Process(
+        tiny,
+        tmp_path / "run",
+        arguments.get("flag", "--print_config=false"),
+        *["--workdir="] * ("workdir" in arguments),
+        gin_file=arguments.get("gin_file", "tiny.gin"),
+    )
+    assert process.finish() == 1
+    assert message in process.output
+    assert process.output.splitlines()[-1].startswith("bidi.train: ")
+    assert "Traceback" not in process.output
+    assert not process.workdir.exists()
+
+
+# In this process from here on: nothing is compiled where nothing is left to do.
+
+
+def train(tiny, workdir, *bindings, **kinds):
+    return loop.train(load(tiny, *bindings, **kinds), workdir)
+
+
+def test_a_finished_run_does_nothing(tiny, finished, caplog):
+    before = files(finished)
+    with caplog.at_level("INFO", "bidi"):
+        assert train(tiny, finished) == loop.Outcome(STEPS, finished=True)
+    assert f"All {STEPS} steps are made already" in caplog.text
+    assert files(finished) == before
+
+
+def test_the_saved_config_replays(tiny, finished):
+    before = files(finished)
+    train(tiny, finished, file=finished / "config.gin")
+    assert config.operative() == (finished / "config.gin").read_text()
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("binding", "difference"),
+    [
+        ("Transformer.dropout = 0.2", "Transformer.dropout = 0.2 (it has 0.1)"),
+        ("Optimizer.b1 = 0.8", "Optimizer.b1 = 0.8 (it has 0.9)"),
+        ("Training.seed = 3", "Training.seed = 3 (it has 0)"),
+        ("Training.accumulation = 1", None),
+        ("Batches.rows = 16", "Batches.rows = 16 (it has 8)"),
+        ("Streams.markers = 'tags'", "Streams.markers = 'tags' (it has 'swap')"),
+    ],
+)
+def test_another_experiment_is_refused_by_name(tiny, finished, binding, difference):
+    before = files(finished)
+    if difference is None:  # the same value, spelt out
+        train(tiny, finished, binding)
+        return
+    with pytest.raises(CannotResumeError) as caught:
+        train(tiny, finished, binding, "Training.log_every = 7")
+    assert f"  {difference}\n" in str(caught.value)
+    assert str(finished) in str(caught.value)
+    assert "log_every" not in str(caught.value)  # it is no reason
+    assert files(finished) == before
+
+
+def test_what_changes_no_update_may_change(tiny, finished, caplog):
+    shutil.copytree(tiny / "data", finished.with_name("moved"))
+    bindings = [
+        "Training.steps = 80",
+        "Training.log_every = 7",
+        "Training.evaluate_every = 10",
+        "Training.checkpoint_every = 20",
+        "Training.keep_checkpoints = 1",
+        "Search.alpha = 0.0",
+        f"Data.directory = '{finished.with_name('moved')}'",
+    ]
+    with caplog.at_level("INFO", "bidi"):
+        assert train(tiny, finished, *bindings).finished
+    for binding in bindings:
+        assert f"Changed: {binding} (was " in caplog.text
+    assert "log_every = 7" in (finished / "config.gin").read_text()
+
+
+def test_other_data_are_refused(tiny, finished):
+    other = finished.with_name("other")
+    shutil.copytree(tiny / "data", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["fingerprint"]["source"]["files"]["train"][0] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    before = files(finished)
+    with pytest.raises(CannotResumeError, match=f"other data than {other}"):
+        train(tiny, finished, f"Data.directory = '{other}'")
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("binding", "error", "message"),
+    [
+        ("Batches.rows = 12", config.ConfigError, "Batches.rows = 12"),
+        ("Batches.source_length = 5", DataError, "Batches.source_length = 5"),
+        ("Training.accumulation = 3", config.ConfigError, "Training.accumulation = 3"),
+    ],
+)
+def test_what_cannot_be_run_claims_no_workdir(tiny, tmp_path, binding, error, message):
+    with pytest.raises(error, match=message):
+        train(tiny, tmp_path / "run", binding)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("broken", ["none", "longer"])
+def test_bad_validation_data_are_said_before_training(tiny, tmp_path, broken):
+    changed = load(tiny).data
+    texts = {side: dict(getattr(changed.source, side)) for side in ("source", "target")}
+    if broken == "none":
+        for side in texts.values():
+            del side["validation"]
+    else:
+        (tmp_path / "long").write_text("a" * 30 + "\n")
+        texts["source"]["validation"] = texts["target"]["validation"] = str(tmp_path / "long")
+    source = dataclasses.replace(changed.source, **texts)
+    prepare(dataclasses.replace(changed, directory=str(tmp_path / "data"), source=source))
+    with pytest.raises(DataError, match="validation" if broken == "none" else "needs 31"):
+        train(tiny, tmp_path / "run", f"Data.directory = '{tmp_path}/data'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field", ["steps", "evaluate_every", "log_every", "accumulation"])
+def test_numbers_that_make_no_sense_are_refused(tiny, field):
+    with pytest.raises(config.ConfigError, match=f"Training.{field} = 0 must be at least 1"):
+        load(tiny, f"Training.{field} = 0")
+
+
+def test_a_checkpoint_needs_a_loss(tiny):
+    with pytest.raises(config.ConfigError, match=r"checkpoint_every = 30 is no multiple .* = 20"):
+        load(tiny, "Training.evaluate_every = 20")
+
+
+def test_signals_are_handled_while_training_only():
+    former = signal.getsignal(signal.SIGTERM)
+    with loop._StopOnSignal() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        # A second Ctrl-C does not wait for the save.
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("not interrupted")
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_a_run_lets_go_of_its_threads_and_its_resume_compiles_once(tiny, tmp_path):
+    """And of its files: warnings about them are errors here."""
+    before = set(threading.enumerate())
+    numbers = ["Training.evaluate_every = 2", "Training.checkpoint_every = 4"]
+    train(tiny, tmp_path / "run", "Training.steps = 4", *numbers)
+    meter = CompileMeter()
+    train(tiny, tmp_path / "run", "Training.steps = 8", *numbers)
+    assert meter.count == 2  # a step to train and one to evaluate
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left
