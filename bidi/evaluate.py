@@ -12,48 +12,29 @@ from typing import Any
 import rich.console
 from absl import flags
 
-from bidi import config, experiment, verb
+from bidi import trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.evaluation import report
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Hypothesis, Tally
-from bidi.evaluation.restore import UnfitModelsError, load_system
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.report import training_summary
 
-# allow_override: other verbs have these flags too, and may be imported into the same program.
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.", allow_override=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "best", "best, latest, or a step.", allow_override=True
-)
-_PARTNER = flags.DEFINE_string(
-    "partner_workdir",
-    None,
-    "A second model: the outputs of both are rescored by both.",
-    allow_override=True,
-)
 
 
 def main(bindings: list[str]) -> None:
     """Searches the split, scores what was found, writes and prints it."""
-    if not _WORKDIR.value:
-        raise verb.UserError("--workdir is missing: which run shall be scored?")
-    loaded = experiment.load_run(_WORKDIR.value, bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
+    models = trained.load(bindings)
+    if models is None:
         return
-    config_text = config.operative()
-    try:
-        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
-    except UnfitModelsError as error:
-        raise verb.UserError(str(error)) from None
-    prepared = Prepared.open(loaded.data.directory)
-    directory = pathlib.Path(_WORKDIR.value) / "eval"
+    system = models.system
+    prepared = Prepared.open(models.experiment.data.directory)
+    directory = models.workdir / "eval"
     directory.mkdir(exist_ok=True)
     if system.rescores:
-        kept = directory / "agreement.json"
+        kept = models.agreement_file
         system = system.with_saved_choice(kept) or system.tuned(prepared)
         system.save_choice(kept)
 
@@ -71,8 +52,8 @@ def main(bindings: list[str]) -> None:
         "sentences_per_second": len(sources) / max(seconds - compiled.seconds, 1e-9),
         **dataclasses.asdict(tally),
     }
-    result["training"] = training_summary(pathlib.Path(_WORKDIR.value), system.steps[0])
-    result["config"] = config_text
+    result["training"] = training_summary(models.workdir, system.steps[0])
+    result["config"] = models.config
     result["provenance"] = provenance()
     name = f"{_SPLIT.value}-{search_name(system)}"
     _write(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))

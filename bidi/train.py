@@ -10,7 +10,10 @@ from absl import flags
 from bidi import config, experiment, verb
 from bidi.training import checkpoints, loop
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; new, or one to go on with.")
+# allow_override: see `bidi.trained`.
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; new, or one to go on with.", allow_override=True
+)
 
 
 def main(bindings: list[str]) -> None:

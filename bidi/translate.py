@@ -15,30 +15,18 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from bidi import config, experiment, verb
+from bidi import trained, verb
 from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
-from bidi.evaluation.restore import UnfitModelsError, load_system
 
 log = logging.getLogger(__name__)
 
 # Sources read at once: enough for batches of like lengths, not all of a great file.
 _CHUNK = 4096
 
-# allow_override: other verbs have these flags too, and may be imported into the same program.
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of bidi.train.", allow_override=True)
 _INPUT = flags.DEFINE_string("input", None, "A file of sources, plain or .gz; stdin by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "A file for outputs; stdout by default.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "best", "best, latest, or a step.", allow_override=True
-)
-_PARTNER = flags.DEFINE_string(
-    "partner_workdir",
-    None,
-    "A second model: the outputs of both are rescored by both.",
-    allow_override=True,
-)
 _N_BEST = flags.DEFINE_integer(
     "n_best", 1, "Lines a source, best output first; empty where there are fewer.", lower_bound=1
 )
@@ -50,21 +38,15 @@ _JSON = flags.DEFINE_bool(
 
 def main(bindings: list[str]) -> None:
     """Reads, searches and writes, a chunk at a time."""
-    if not _WORKDIR.value:
-        raise verb.UserError("--workdir is missing: which model shall write?")
-    loaded = experiment.load_run(_WORKDIR.value, bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
+    models = trained.load(bindings)
+    if models is None:
         return
+    system = models.system
     output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
     if output is not None and output.exists() and not output.is_file():
         raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
-    try:
-        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
-    except UnfitModelsError as error:
-        raise verb.UserError(str(error)) from None
     if system.rescores:
-        tuned = system.with_saved_choice(pathlib.Path(_WORKDIR.value) / "eval" / "agreement.json")
+        tuned = system.with_saved_choice(models.agreement_file)
         if tuned is None:
             raise verb.UserError(
                 "agreement has not been tuned for this search and checkpoint: run bidi.evaluate "

@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
+# What the terminal shows of a row, beside the loss of each direction, and what it calls it.
+_SHOWN = {
+    "loss": "loss",
+    "tokens_per_second": "tokens/s",
+    "milliseconds_per_update": "ms/update",
+}
+
 
 def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, float]:
     """Sums over labels as numbers to report, by direction; losses in nats a label."""
@@ -68,8 +75,13 @@ class Reporter:
         self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
-        shown = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in row.items())
         kind = next(iter(row)).split("/")[0]
+        names = {name: name.split("/")[1] for name in row}
+        shown = "  ".join(
+            f"{_SHOWN.get(short, short)} {row[name]:,.5g}"
+            for name, short in names.items()
+            if short in _SHOWN or short.startswith("nll_")
+        )
         self._progress.update(self._task, description=shown if kind == "train" else None)
         if not sys.stderr.isatty() or kind != "train":
             log.info("step %d  %s  %s", step, kind, shown)

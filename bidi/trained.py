@@ -1,0 +1,56 @@
+"""What `evaluate` and `translate` share: the flags that name trained models, and loading them."""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.evaluation.choose import System
+from bidi.evaluation.restore import UnfitModelsError, load_system
+from bidi.experiment import Experiment
+
+# allow_override: `train` has this flag too, and may be imported into the same program.
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run of bidi.train.", allow_override=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or a step.")
+_PARTNER = flags.DEFINE_string(
+    "partner_workdir", None, "A second model: the outputs of both are rescored by both."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Trained models, ready to write.
+
+    Attributes:
+        workdir: of the first.
+        experiment: what it was trained with, and what the flags changed.
+        config: `experiment` as gin text.
+        system: the models and how their outputs are chosen.
+    """
+
+    workdir: pathlib.Path
+    experiment: Experiment
+    config: str
+    system: System
+
+    @property
+    def agreement_file(self) -> pathlib.Path:
+        """Where the choice of agreement is kept."""
+        return self.workdir / "eval" / "agreement.json"
+
+
+def load(bindings: list[str]) -> Trained | None:
+    """Loads what the flags name; None if only the config was to be printed, which is done then."""
+    if not _WORKDIR.value:
+        raise verb.UserError("--workdir is missing: which run of bidi.train?")
+    loaded = experiment.load_run(_WORKDIR.value, bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return None
+    text = config.operative()
+    try:
+        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    except UnfitModelsError as error:
+        raise verb.UserError(str(error)) from None
+    return Trained(pathlib.Path(_WORKDIR.value), loaded, text, system)
