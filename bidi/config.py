@@ -33,6 +33,8 @@ from bidi.config_text import MACRO, Binding, Bindings, ConfigError, Macro, Refer
 
 T = TypeVar("T")
 _FLAG = "--gin."
+# Flags defined here are shown by the --help of the verb.
+flags.disclaim_key_flags()
 
 __all__ = [
     "ConfigError",

@@ -21,6 +21,7 @@ from bidi.evaluation.generate import Found, Hypothesis, Tally
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.report import training_summary
 
+flags.adopt_module_key_flags(trained)  # so that --help shows them
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
 
 

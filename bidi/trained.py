@@ -44,6 +44,11 @@ def load(bindings: list[str]) -> Trained | None:
     """Loads what the flags name; None if only the config was to be printed, which is done then."""
     if not _WORKDIR.value:
         raise verb.UserError("--workdir is missing: which run of bidi.train?")
+    if flags.FLAGS.gin_file:
+        raise verb.UserError(
+            "--gin_file is not for this verb: a workdir has its config. Change single values by "
+            "--gin.NAME=value"
+        )
     loaded = experiment.load_run(_WORKDIR.value, bindings)
     if flags.FLAGS.print_config:
         print(config.describe())

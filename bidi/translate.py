@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Sources read at once: enough for batches of like lengths, not all of a great file.
 _CHUNK = 4096
 
+flags.adopt_module_key_flags(trained)  # so that --help shows them
 _INPUT = flags.DEFINE_string("input", None, "A file of sources, plain or .gz; stdin by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "A file for outputs; stdout by default.")
 _N_BEST = flags.DEFINE_integer(

@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from bidi import config, verb
 from bidi import evaluate as evaluate_verb
+from bidi import translate as translate_verb
 from tests.trained_run import STEPS, TEST_SOURCES
 
 
@@ -189,6 +190,12 @@ def test_a_partner_gives_what_one_model_of_both_gives(trained, workdir, evaluate
     assert partner["workdirs"] == [str(trained.l2r), str(trained.r2l)]
     assert partner["checkpoints"] == [STEPS, STEPS]
     assert partner["speed"]["sentences"] == len(TEST_SOURCES)
+
+
+@pytest.mark.parametrize("module", [evaluate_verb, translate_verb])
+def test_help_shows_what_names_the_models(module):
+    shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
+    assert shown > {"workdir", "checkpoint", "partner_workdir"}
 
 
 def test_print_config_searches_nothing(workdir, capsys):

@@ -121,10 +121,29 @@ def prepare(config: DataConfig) -> dict[str, Any]:
 
 def _fingerprint(config: DataConfig) -> dict[str, Any]:
     """Everything that the prepared data depend on, as JSON gives it back."""
+    return {**_settings(config), "source": json.loads(json.dumps(config.source.fingerprint()))}
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    """What the config itself says of the data, whatever the source holds."""
     fields = dataclasses.asdict(config)
-    del fields["directory"]
-    fields["source"] = config.source.fingerprint()
+    del fields["directory"], fields["source"]
     return json.loads(json.dumps(fields))
+
+
+def check_prepared(config: DataConfig, manifest: dict[str, Any]) -> None:
+    """Compares a config with prepared data; the source, which may be gone by now, is not read.
+
+    Raises:
+      DataError: The data were prepared with other settings.
+    """
+    settings = _settings(config)
+    prepared = {name: manifest["fingerprint"].get(name) for name in settings}
+    if different := list(_differences(prepared, settings)):
+        raise DataError(
+            f"{config.directory} was prepared with other settings: {'; '.join(different)}. Take "
+            "these back, or run bidi.prepare with another Data.directory"
+        )
 
 
 @contextlib.contextmanager

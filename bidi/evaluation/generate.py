@@ -195,9 +195,9 @@ class Generator:
         buckets = np.array([_bucket(lengths[i]) for i in order])
         for length in np.unique(buckets):
             members = order[buckets == length]
-            rows = _round_up(
-                self._evaluation.batch_tokens // (int(length) * streams), self._devices
-            )
+            most = self._evaluation.batch_tokens // (int(length) * streams)
+            # A few sources need no full batch; powers of two keep the shapes few.
+            rows = _round_up(min(most, 1 << (len(members) - 1).bit_length()), self._devices)
             for start in range(0, len(members), rows):
                 yield members[start : start + rows], int(length), rows
 

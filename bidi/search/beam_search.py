@@ -73,9 +73,8 @@ class SearchConfig:
     def max_length(self, source_length: np.ndarray) -> np.ndarray:
         """The greatest number of predictions for sources of these lengths; 0 for an empty one."""
         length = np.floor(self.max_length_factor * source_length) + self.max_length_offset
-        return np.where(source_length > 0, np.minimum(length, self.max_length_cap), 0).astype(
-            np.int32
-        )
+        length = np.clip(length, 1, self.max_length_cap)
+        return np.where(source_length > 0, length, 0).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from bidi import config as gin_config
 from bidi.data import pipeline
+from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.provenance import CompileMeter, provenance
@@ -33,7 +34,14 @@ log = logging.getLogger(__name__)
 
 # What may be another on a resume: it changes nothing of what was computed so far. The data are
 # compared by what was read, wherever they lie.
-_FREE = ("Search.", "Agreement.", "Evaluation.", "Data.directory")
+_FREE = (
+    "Search.",
+    "Agreement.",
+    "Evaluation.",
+    "Data.directory",
+    "Tfds.data_dir",
+    "ParallelText.",
+)
 _FREE_TRAINING = ("steps", "evaluate_every", "checkpoint_every", "log_every", "keep_checkpoints")
 
 
@@ -62,7 +70,9 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
         FloatingPointError: the loss is no number any more; names the update and what to go back to.
     """
     compiled = CompileMeter()
-    run = _Run(experiment, Prepared.open(experiment.data.directory), workdir)
+    prepared = Prepared.open(experiment.data.directory)
+    check_prepared(experiment.data, prepared.manifest)
+    run = _Run(experiment, prepared, workdir)
     with _StopOnSignal() as stop:
         try:
             return run.train(stop, compiled)

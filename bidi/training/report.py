@@ -117,6 +117,7 @@ class TrainMeter:
         self._pending: tuple[int, Any] | None = None
         self._totals: Any = None
         self._updates = 0
+        self._untimed = 0
         self._since = time.perf_counter()
 
     def add(self, step: int, metrics: Any) -> None:
@@ -154,10 +155,12 @@ class TrainMeter:
         row = {
             **means(sums, self._directions, "train"),
             "train/gradient_norm": float(self._totals["gradient_norm"]) / updates,
-            "train/tokens_per_second": float(sums.tokens_W.sum()) / seconds,
-            "train/milliseconds_per_update": 1000 * seconds / updates,
         }
-        self._totals, self._updates, self._since = None, 0, now
+        if timed := updates - self._untimed:
+            tokens = float(sums.tokens_W.sum()) * timed / updates
+            row["train/tokens_per_second"] = tokens / seconds
+            row["train/milliseconds_per_update"] = 1000 * seconds / timed
+        self._totals, self._updates, self._untimed, self._since = None, 0, 0, now
         return row
 
     @contextlib.contextmanager
@@ -168,18 +171,20 @@ class TrainMeter:
         self._since += time.perf_counter() - start
 
     def restart_clock(self) -> None:
-        """Training time counts from now on: the updates before were for compilation."""
+        """Training time counts from now on: the update before was compiled in its time."""
+        self._untimed = 1
         self._since = time.perf_counter()
 
 
-def training_summary(workdir: pathlib.Path, step: int) -> dict[str, float]:
+def training_summary(workdir: pathlib.Path, step: int) -> dict[str, float | None]:
     """Updates, seconds and milliseconds an update of a run, up to a step, from its metrics."""
     rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-    trained = [row for row in rows if "train/loss" in row and row["step"] <= step]
-    milliseconds = [row["train/milliseconds_per_update"] for row in trained]
-    steps = np.diff([0] + [row["step"] for row in trained])
+    speed = "train/milliseconds_per_update"
+    timed = [row for row in rows if speed in row and row["step"] <= step]
+    milliseconds = [row[speed] for row in timed]
+    steps = np.diff([0] + [row["step"] for row in timed])
     return {
         "updates": step,
         "seconds": float((steps * np.array(milliseconds)).sum() / 1000),
-        "median_milliseconds_per_update": float(np.median(milliseconds)) if trained else math.nan,
+        "median_milliseconds_per_update": float(np.median(milliseconds)) if timed else None,
     }

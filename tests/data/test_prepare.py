@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bidi.data import prepare as module
-from bidi.data.prepare import DataConfig, prepare
+from bidi.data.prepare import DataConfig, check_prepared, prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError, ParallelText
 from bidi.data.vocabulary import UNK, VocabularyConfig
@@ -252,3 +252,13 @@ def test_manifest_is_json_with_versions(config):
     manifest = json.loads(pathlib.Path(config.directory, "manifest.json").read_text())
     assert manifest["versions"].keys() == {"bidi", "sentencepiece"}
     assert manifest["fingerprint"]["max_source_length"] == 4
+
+
+def test_a_config_is_compared_with_what_was_prepared(config):
+    manifest = prepare(config)
+    check_prepared(dataclasses.replace(config, directory="moved"), manifest)
+    with pytest.raises(DataError, match=r"max_source_length was 4 and is now 5"):
+        check_prepared(dataclasses.replace(config, max_source_length=5), manifest)
+    joint = dataclasses.replace(config, target_vocabulary=None)
+    with pytest.raises(DataError, match="target_vocabulary"):
+        check_prepared(joint, manifest)
