@@ -25,6 +25,15 @@ if ! has_accelerator; then
   export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
   export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-16000000000}"
   export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
+
+  # One virtual device a core, at most eight: the small matrices of a small model keep several cores
+  # busy as several devices, not as one. A power of two, so that rows can be divided.
+  cores=$(python3 -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
+  devices=1
+  while ((devices * 2 <= cores && devices < 8)); do
+    devices=$((devices * 2))
+  done
+  export XLA_FLAGS="${XLA_FLAGS:---xla_force_host_platform_device_count=$devices}"
 fi
 
 # Prints a Python that is new enough and can make virtual environments. The oldest comes first:

@@ -32,7 +32,8 @@ check mypy python -m mypy
 if command -v shellcheck >/dev/null; then
   check shellcheck shellcheck --external-sources launch/*.sh .ci/run
 fi
-check pytest python -m pytest "$@"
+# Two processes: compiling, of which most tests consist, keeps a single core busy.
+check pytest python -m pytest -n 2 --dist loadfile "$@"
 
 printf '\n== Summary\n'
 printf '%s\n' "${summary[@]}"
