@@ -28,7 +28,7 @@ if ! has_accelerator; then
 
   # One virtual device a core, at most eight: the small matrices of a small model keep several cores
   # busy as several devices, not as one. A power of two, so that rows can be divided.
-  cores=$(python3 -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)
+  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
   devices=1
   while ((devices * 2 <= cores && devices < 8)); do
     devices=$((devices * 2))
