@@ -46,13 +46,14 @@ class Call:
 
 
 def read_streams(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache | None, call: Call
+    qkv: jax.Array, heads: int, cache: Cache | None, call: Call
 ) -> tuple[jax.Array, jax.Array, Cache | None]:
     """What each stream reads of itself and of the other, both [B, P, W, T, D], and the cache.
 
-    The second is zero where the streams do not read each other. Queries, keys and values are
-    [B, P, W, H, T, E]; with a cache, its steps are read with these written at `call.step`.
+    The second is zero where the streams do not read each other. `qkv` is [B, P, W, T, 3D]; with a
+    cache, its steps are read with these written at `call.step`.
     """
+    q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, axis=-1))
     if cache is not None and call.step is not None:
         k = jax.lax.dynamic_update_slice_in_dim(cache["keys"], k, call.step, axis=4)
         v = jax.lax.dynamic_update_slice_in_dim(cache["values"], v, call.step, axis=4)
@@ -79,8 +80,7 @@ class SelfAttention(nn.Module):
         config, dtype = self.config, x_BPWTD.dtype
         dense = per_way(nn.Dense, config.own_decoders)
         qkv = dense(3 * config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
-        q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
-        history, future, cache = read_streams(q, k, v, cache, call)
+        history, future, cache = read_streams(qkv, config.heads, cache, call)
         if config.interaction == "layers":
             history = make_fusion(config, call.train)(history, future)
         return dense(config.model_size, dtype=dtype, name="out")(history), cache
@@ -101,8 +101,7 @@ class TopInteraction(nn.Module):
         config = self.config
         dense = per_way(nn.Dense, config.own_decoders)
         qkv = dense(3 * config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
-        q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
-        _, future, cache = read_streams(q, k, v, cache, call)
+        _, future, cache = read_streams(qkv, config.heads, cache, call)
         return make_fusion(config, call.train)(x_BPWTD, future), cache
 
 

@@ -165,7 +165,6 @@ def beam_search(
         The n-best hypotheses of each direction.
     """
     coupling = config.make_coupling(len(markers.ways))
-    batch, ways = max_length_B.shape[0], len(markers.ways)
     starts_W1 = jnp.array(markers.start, jnp.int32)[:, None]
     ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
     allowed_WV = jnp.asarray(markers.allowed_WV)
@@ -212,16 +211,15 @@ def beam_search(
             cache=_reorder(cache, coupling.parent_pairs(parents_BWK), coupling),
         )
 
-    alive, finished = hyps.empty_beams(batch, ways, coupling.hypotheses, steps, PAD)
-    first = _State(
-        step=jnp.int32(0),
-        alive=alive,
-        finished=finished,
-        done_B=max_length_B <= 0,
-        cache=cache,
-    )
+    first = _first(cache, coupling.hypotheses, len(markers.ways), steps, max_length_B)
     last = jax.lax.while_loop(not_done, extend, first)
     return _result(last, markers, max_length_B, config)
+
+
+def _first(cache: Any, hypotheses: int, ways: int, steps: int, max_length_B: jax.Array) -> _State:
+    """The state before the first step."""
+    alive, finished = hyps.empty_beams(max_length_B.shape[0], ways, hypotheses, steps, PAD)
+    return _State(jnp.int32(0), alive, finished, done_B=max_length_B <= 0, cache=cache)
 
 
 def _reorder(cache: Any, parents_BPW: jax.Array, coupling: Coupling) -> Any:
