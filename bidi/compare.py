@@ -1,0 +1,54 @@
+"""Is one evaluation better than another: python -m bidi.compare --a=A.json --b=B.json.
+
+A and B are what bidi.evaluate wrote for the same split. Prints the difference of their error rates
+with a paired bootstrap over the examples.
+"""
+
+import json
+import pathlib
+
+import rich.console
+import rich.table
+from absl import flags
+
+from bidi import experiment, verb
+from bidi.data.prepared import Prepared
+from bidi.evaluation import metrics
+from bidi.evaluation.significance import paired_bootstrap
+
+_A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, in a workdir's eval/.")
+_B = flags.DEFINE_string("b", None, "Another one, of the same split.")
+_SEED = 0
+
+
+def main(bindings: list[str]) -> None:
+    """Compares two reports."""
+    if not (_A.value and _B.value):
+        raise verb.UserError("--a and --b must name two reports of bidi.evaluate")
+    path_a, path_b = pathlib.Path(_A.value), pathlib.Path(_B.value)
+    split, other = (json.loads(path.read_text())["split"] for path in (path_a, path_b))
+    if split != other:
+        raise verb.UserError(f"{path_a} is of {split}, {path_b} of {other}: not the same examples")
+    workdir = str(path_a.parent.parent)
+    prepared = Prepared.open(experiment.load_run(workdir, bindings).data.directory)
+    references = [example.targets for example in prepared.examples(split)]
+    a, b = (path.with_suffix(".txt").read_text().splitlines() for path in (path_a, path_b))
+    if not len(a) == len(b) == len(references):
+        raise verb.UserError(
+            f"{path_a} has {len(a)} outputs, {path_b} {len(b)}, the split {len(references)} "
+            "examples: evaluate both on the same data"
+        )
+    table = rich.table.Table(title=f"{split}: A - B, percent points; 95 % interval")
+    for heading in ("", "A", "B", "A - B", "interval", "p"):
+        table.add_column(heading, justify="right")
+    for name, errors in (("WER", metrics.word_errors), ("PER", metrics.token_errors)):
+        errors_a, errors_b = errors(a, references), errors(b, references)
+        found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
+        interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
+        numbers = (f"{errors_a.percent:.2f}", f"{errors_b.percent:.2f}")
+        table.add_row(name, *numbers, f"{found['difference']:+.2f}", interval, f"{found['p']:.4f}")
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    verb.run("bidi.compare", main)
