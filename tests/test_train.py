@@ -491,5 +491,7 @@ def test_a_run_lets_go_of_its_threads_and_its_resume_compiles_once(tiny, tmp_pat
     meter = CompileMeter()
     train(tiny, tmp_path / "run", "Training.steps = 8", *numbers)
     assert meter.count == 2  # a step to train and one to evaluate
-    left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert not left
+    started = set(threading.enumerate()) - before
+    for thread in started:
+        thread.join(60)  # told to end, it may need a moment
+    assert not [thread.name for thread in started if thread.is_alive()]
