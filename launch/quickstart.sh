@@ -3,8 +3,9 @@
 #
 #   bash launch/quickstart.sh [--gin.NAME=value ...]
 #
-# Needs Python 3.11 or newer, pip and a network for the installation. Other options go to training
-# (python -m bidi.train --help). Running it again reuses what is there and resumes.
+# Needs Python 3.11 or newer, pip and a network for the installation. --workdir=... is another place
+# for the run, all other options go to training (python -m bidi.train --help). Running it again
+# reuses what is there and resumes.
 set -euo pipefail
 
 if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
@@ -28,6 +29,7 @@ while (($#)); do
       gin_options+=("$1" "${2:?"$1 needs a value: write $1=value"}")
       shift
       ;;
+    --workdir=*) workdir=${1#*=} ;;
     *) train_options+=("$1") ;;
   esac
   shift
