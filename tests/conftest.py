@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
 
+import hypothesis
 import jax
 import pytest
 
@@ -18,6 +19,9 @@ from bidi.evaluation import restore
 from tests import trained_run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A first example compiles, and machines are busy: time is for the benchmark to judge.
+hypothesis.settings.register_profile("bidi", deadline=None)
+hypothesis.settings.load_profile("bidi")
 
 
 @pytest.fixture(scope="session")
