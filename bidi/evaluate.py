@@ -5,7 +5,6 @@ Writes eval/<split>-<search>.json and the outputs beside it, and prints a table.
 
 import dataclasses
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -18,6 +17,7 @@ from bidi.data.sources import Example
 from bidi.evaluation import report
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Hypothesis, Tally
+from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.report import training_summary
 
@@ -57,8 +57,8 @@ def main(bindings: list[str]) -> None:
     result["config"] = models.config
     result["provenance"] = provenance()
     name = f"{_SPLIT.value}-{search_name(system)}"
-    _write(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
-    _write(directory / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
+    write_whole(directory / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False))
     report.print_results(result, rich.console.Console())
     print(f"{directory / name}.json")
 
@@ -90,12 +90,6 @@ def _report(
         "samples": report.samples(generator, examples[:shown], found[:shown], chosen[:shown]),
         "outputs": [generator.text(hypothesis) for hypothesis in chosen],
     }
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from bidi.evaluation import agreement, metrics
 from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally, together
+from bidi.files import write_whole
 from bidi.search.beam_search import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,7 @@ class System:
         """Keeps the choice, with what it was made for."""
         if self.choice is not None:
             kept = {**self._key(), **dataclasses.asdict(self.choice)}
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps(kept, indent=1))
-            temporary.replace(path)
+            write_whole(path, json.dumps(kept, indent=1))
 
     def with_saved_choice(self, path: pathlib.Path) -> "System | None":
         """With the choice kept, None where there is none for this very system."""

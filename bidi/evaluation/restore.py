@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.choose import System
@@ -41,7 +40,7 @@ def restore_generator(
     checkpoints = Checkpoints(path, experiment.training.keep_checkpoints)
     try:
         step = _step(checkpoints, checkpoint)
-        params = checkpoints.restore_params(step, _shapes(model, len(experiment.streams.ends)))
+        params = checkpoints.restore_params(step, _shapes(model))
     finally:
         checkpoints.close()
     generator = Generator(
@@ -122,14 +121,9 @@ def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
     return step
 
 
-def _shapes(model: Transformer, ways: int) -> Any:
+def _shapes(model: Transformer) -> Any:
     """Shapes of the parameters, on all devices of this process."""
-    source, target = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, ways, 2), jnp.int32)
-    batch = {
-        **dict.fromkeys(("source", "source_segments", "source_positions"), source),
-        **dict.fromkeys(("inputs", "segments", "positions"), target),
-    }
-    shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())["params"]
     mesh = jax.sharding.Mesh(jax.local_devices(), ("devices",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.tree.map(

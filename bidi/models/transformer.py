@@ -92,6 +92,17 @@ class Transformer(nn.Module):
         )
         return logits_B1WTV[:, 0]
 
+    def smallest_batch(self) -> Batch:
+        """A batch dict of one empty row: parameters do not depend on its lengths."""
+        source_11, target_1W1 = (
+            jnp.zeros((1, 1), jnp.int32),
+            jnp.zeros((1, self.ways, 1), jnp.int32),
+        )
+        return {
+            **dict.fromkeys(("source", "source_segments", "source_positions"), source_11),
+            **dict.fromkeys(("inputs", "segments", "positions"), target_1W1),
+        }
+
     def encode(
         self,
         source_BS: jax.Array,

@@ -14,16 +14,15 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any
 
 import jax
-import numpy as np
 
 from bidi import config as gin_config
 from bidi.data import pipeline
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.experiment import CONFIG_FILE, Experiment
+from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.checkpoints import Checkpoints
 from bidi.training.partitioner import Pmap
@@ -149,7 +148,7 @@ class _Run:
                 reporter.advance(step)
                 if step == first + 1:
                     jax.block_until_ready(metrics)
-                    _report_compilation(compiled)
+                    log.info("Compiled %d programs in %.1f s", compiled.count, compiled.seconds)
                     meter.restart_clock()
         except FloatingPointError as error:
             raise self._with_advice(error) from None
@@ -160,20 +159,17 @@ class _Run:
 
     def _start(self) -> TrainState:
         """The newest checkpoint's state, else a fresh one."""
-        rows = {
-            key: np.zeros((1, *value.shape[1:]), value.dtype)
-            for key, value in _shapes(self.experiment).items()
-        }
+        batch = self.trainer.model.smallest_batch()
         # A state that was never on fewer devices than the steps run on: they compile once.
         replicated = self.partitioner.replicated
         init = jax.jit(self.trainer.init, out_shardings=replicated)
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            jax.eval_shape(self.trainer.init, self.rng, rows),
+            jax.eval_shape(self.trainer.init, self.rng, batch),
         )
         restored = self.checkpoints.restore_latest(shapes, self.data)
         if restored is None:
-            state = init(self.rng, rows)
+            state = init(self.rng, batch)
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             log.info("New run in %s: %s parameters", self.workdir, f"{parameters:,}")
             return state
@@ -212,21 +208,6 @@ class _Run:
         )
 
 
-def _shapes(experiment: Experiment) -> dict[str, Any]:
-    """Shapes and types of a batch, from the config alone."""
-    batches, ways = experiment.batches, len(experiment.streams.directions)
-    source = jax.ShapeDtypeStruct((batches.rows, batches.source_length), np.int32)
-    target = jax.ShapeDtypeStruct((batches.rows, ways, batches.target_length), np.int32)
-    return {
-        **dict.fromkeys(("source", "source_segments", "source_positions"), source),
-        **dict.fromkeys(("inputs", "segments", "positions"), target),
-    }
-
-
-def _report_compilation(compiled: CompileMeter) -> None:
-    log.info("Compiled %d programs in %.1f s", compiled.count, compiled.seconds)
-
-
 def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
     """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
 
@@ -256,22 +237,16 @@ def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     for side in ("source", "target"):
-        _write(workdir / f"{side}.model", (prepared.directory / f"{side}.model").read_bytes())
-    _write(data, json.dumps(identity, indent=1).encode())
-    _write(workdir / "provenance.json", json.dumps(provenance(), indent=1).encode())
+        write_whole(workdir / f"{side}.model", (prepared.directory / f"{side}.model").read_bytes())
+    write_whole(data, json.dumps(identity, indent=1))
+    write_whole(workdir / "provenance.json", json.dumps(provenance(), indent=1))
     # Last: where this file stands, all of them do.
-    _write(saved, operative.encode())
+    write_whole(saved, operative)
 
 
 def _is_free(name: str) -> bool:
     config, _, field = name.rpartition(".")
     return name.startswith(_FREE) or (config == "Training" and field in _FREE_TRAINING)
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 class _StopOnSignal:

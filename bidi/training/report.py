@@ -19,6 +19,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from bidi.files import write_whole
 from bidi.training.loss import LossSums
 
 log = logging.getLogger(__name__)
@@ -99,9 +100,7 @@ def _drop_rows_behind(path: pathlib.Path, step: int) -> None:
     lines = path.read_text().splitlines()
     # The last line of a run that was killed may be cut off in the middle.
     rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in rows))
-    temporary.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in rows))
 
 
 class TrainMeter:

@@ -6,12 +6,12 @@ Letters: W ways.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from bidi.models.transformer import Transformer
 from bidi.training.loss import LossSums, cross_entropy
 
 Batch = dict[str, jax.Array]
@@ -45,7 +45,7 @@ class Trainer:
         ema_decay: of the moving average; 0 keeps none.
     """
 
-    model: nn.Module
+    model: Transformer
     optimizer: optax.GradientTransformation
     label_smoothing: float
     ema_decay: float
