@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bidi.models.dense import Dense
+
 FusionName = Literal["tanh", "linear", "gate", "concat"]
 
 
@@ -122,6 +124,6 @@ class Fusion(nn.Module):
         size = history_TD.shape[-1]
         both = jnp.concatenate([history_TD, future_TD], axis=-1)
         if self.kind == "concat":
-            return nn.Dense(size, use_bias=False, dtype=both.dtype, name="join")(both)
-        gates = nn.sigmoid(nn.Dense(2 * size, dtype=both.dtype, name="gates")(both))
+            return Dense(size, use_bias=False, dtype=both.dtype, name="join")(both)
+        gates = nn.sigmoid(Dense(2 * size, dtype=both.dtype, name="gates")(both))
         return gates[..., :size] * history_TD + gates[..., size:] * future_TD

@@ -19,6 +19,7 @@ from bidi.models.attention import (
     split_heads,
 )
 from bidi.models.config import TransformerConfig
+from bidi.models.dense import Dense
 from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way
 
 Cache = dict[str, Any]
@@ -78,7 +79,7 @@ class SelfAttention(nn.Module):
         self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
     ) -> tuple[jax.Array, Cache | None]:
         config, dtype = self.config, x_BPWTD.dtype
-        dense = per_way(nn.Dense, config.own_decoders)
+        dense = per_way(Dense, config.own_decoders)
         qkv = dense(3 * config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
         history, future, cache = read_streams(qkv, config.heads, cache, call)
         if config.interaction == "layers":
@@ -99,7 +100,7 @@ class TopInteraction(nn.Module):
         self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
-        dense = per_way(nn.Dense, config.own_decoders)
+        dense = per_way(Dense, config.own_decoders)
         qkv = dense(3 * config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
         _, future, cache = read_streams(qkv, config.heads, cache, call)
         return make_fusion(config, call.train)(x_BPWTD, future), cache
@@ -114,12 +115,12 @@ class SourceAttention(nn.Module):
     def setup(self):
         size, own = self.config.model_size, self.config.own_decoders
         dtype = self.config.activation_dtype
-        self.q = per_way(nn.Dense, own)(size, dtype=dtype)
-        self.out = per_way(nn.Dense, own)(size, dtype=dtype)
-        dense = nn.Dense
+        self.q = per_way(Dense, own)(size, dtype=dtype)
+        self.out = per_way(Dense, own)(size, dtype=dtype)
+        dense = Dense
         if own:
             dense = nn.vmap(
-                nn.Dense,
+                Dense,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=None,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bidi.models.attention import attend, merge_heads, source_mask, split_heads
 from bidi.models.config import TransformerConfig
+from bidi.models.dense import Dense
 from bidi.models.sublayers import FeedForward, Residual
 
 
@@ -22,10 +23,10 @@ class EncoderLayer(nn.Module):
         config = self.config
 
         def self_attention(y_BSD: jax.Array) -> jax.Array:
-            qkv_BSD = nn.Dense(3 * config.model_size, dtype=y_BSD.dtype, name="qkv")(y_BSD)
+            qkv_BSD = Dense(3 * config.model_size, dtype=y_BSD.dtype, name="qkv")(y_BSD)
             q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv_BSD, 3, axis=-1))
             read_BSD = merge_heads(attend(q, k, v, mask_B1SS))
-            return nn.Dense(config.model_size, dtype=y_BSD.dtype, name="out")(read_BSD)
+            return Dense(config.model_size, dtype=y_BSD.dtype, name="out")(read_BSD)
 
         residual = Residual(config, own=False, train=train)
         x_BSD = residual(x_BSD, self_attention, "self_attention_norm")

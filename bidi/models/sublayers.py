@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bidi.models.attention import Fusion
 from bidi.models.config import TransformerConfig
+from bidi.models.dense import Dense
 
 
 def per_way(module: type[nn.Module], own: bool) -> type[nn.Module]:
@@ -64,8 +65,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_TD: jax.Array) -> jax.Array:
-        hidden_TF = nn.relu(nn.Dense(self.size, dtype=x_TD.dtype, name="in")(x_TD))
-        return nn.Dense(x_TD.shape[-1], dtype=x_TD.dtype, name="out")(hidden_TF)
+        hidden_TF = nn.relu(Dense(self.size, dtype=x_TD.dtype, name="in")(x_TD))
+        return Dense(x_TD.shape[-1], dtype=x_TD.dtype, name="out")(hidden_TF)
 
 
 def sinusoidal_positions(positions: jax.Array, size: int) -> jax.Array:

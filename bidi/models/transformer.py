@@ -64,7 +64,7 @@ class Transformer(nn.Module):
                 self.target_vocabulary if self.source_vocabulary is None else self.source_vocabulary
             )
         if not config.tied_embeddings:
-            self.output = nn.Dense(self.target_vocabulary, use_bias=False, dtype=jnp.float32)
+            self.output = embedding(self.target_vocabulary)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.ways)
         self.drop = nn.Dropout(config.dropout)
@@ -81,16 +81,28 @@ class Transformer(nn.Module):
         Returns:
             float32 [B, W, T, V].
         """
+        states_BWTD, output_VD = self.unprojected(batch, train, interact)
+        return project(states_BWTD, output_VD)
+
+    def unprojected(
+        self, batch: Batch, train: bool = False, interact: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """`__call__` short of the last product, for a loss that never holds all logits.
+
+        Returns:
+            States [B, W, T, D] in the activations' dtype and the output's table, float32 [V, D]:
+            logits are their product, see `project`.
+        """
         source = self.encode(
             batch["source"], batch["source_segments"], batch["source_positions"], train
         )
         inputs_B1WT, segments_B1WT, positions_B1WT = (
             batch[key][:, None] for key in ("inputs", "segments", "positions")
         )
-        logits_B1WTV = self.decode(
+        states_B1WTD = self._states(
             source, inputs_B1WT, segments_B1WT, positions_B1WT, train, interact
         )
-        return logits_B1WTV[:, 0]
+        return states_B1WTD[:, 0], self._output_table
 
     def smallest_batch(self) -> Batch:
         """A batch dict of one empty row: parameters do not depend on its lengths."""
@@ -125,17 +137,10 @@ class Transformer(nn.Module):
         interact: bool = True,
     ) -> jax.Array:
         """Prices whole streams: float32 logits [B, P, W, T, V]."""
-        interact = self._interacts(interact)
-        call = Call(
-            self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
-            source_mask=stream_source_mask(segments_BPWT, source.segments_BS, self._decoders),
-            step=None,
-            interact=interact,
-            train=train,
+        states_BPWTD = self._states(
+            source, inputs_BPWT, segments_BPWT, positions_BPWT, train, interact
         )
-        x_BPWTD = self._embed(self.target_embedding, inputs_BPWT, positions_BPWT, train)
-        x_BPWTD, _ = self.decoder(x_BPWTD, source.keys_values, None, call)
-        return self._logits(x_BPWTD)
+        return project(states_BPWTD, self._output_table)
 
     def start(self, batch: Batch) -> Source:
         """`encode` of a batch dict's sources, for search."""
@@ -171,7 +176,34 @@ class Transformer(nn.Module):
         positions_1111 = jnp.reshape(step, (1, 1, 1, 1))
         x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_1111, False)
         x_BPW1D, new_cache = self.decoder(x_BPW1D, source.keys_values, cache, call)
-        return nn.log_softmax(self._logits(x_BPW1D)[..., 0, :]), new_cache
+        return nn.log_softmax(project(x_BPW1D[..., 0, :], self._output_table)), new_cache
+
+    def _states(
+        self,
+        source: Source,
+        inputs_BPWT: jax.Array,
+        segments_BPWT: jax.Array,
+        positions_BPWT: jax.Array,
+        train: bool,
+        interact: bool,
+    ) -> jax.Array:
+        """Whole streams to the states [B, P, W, T, D] from which labels are predicted."""
+        interact = self._interacts(interact)
+        call = Call(
+            self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
+            source_mask=stream_source_mask(segments_BPWT, source.segments_BS, self._decoders),
+            step=None,
+            interact=interact,
+            train=train,
+        )
+        x_BPWTD = self._embed(self.target_embedding, inputs_BPWT, positions_BPWT, train)
+        x_BPWTD, _ = self.decoder(x_BPWTD, source.keys_values, None, call)
+        return x_BPWTD
+
+    @property
+    def _output_table(self) -> jax.Array:
+        tied = self.config.tied_embeddings
+        return (self.target_embedding if tied else self.output).embedding
 
     @property
     def _decoders(self) -> int:
@@ -187,8 +219,8 @@ class Transformer(nn.Module):
         x = embedding(tokens) * size**0.5 + sinusoidal_positions(positions, size)
         return self.drop(x.astype(self.config.activation_dtype), deterministic=not train)
 
-    def _logits(self, x_D: jax.Array) -> jax.Array:
-        if not self.config.tied_embeddings:
-            return self.output(x_D)
-        embedding_VD = self.target_embedding.embedding.astype(x_D.dtype)
-        return jnp.einsum("...d,vd->...v", x_D, embedding_VD, preferred_element_type=jnp.float32)
+
+def project(states_D: jax.Array, output_VD: jax.Array) -> jax.Array:
+    """States [..., D] and the output's table [V, D] to float32 logits [..., V]."""
+    output_VD = output_VD.astype(states_D.dtype)
+    return jnp.einsum("...d,vd->...v", states_D, output_VD, preferred_element_type=jnp.float32)

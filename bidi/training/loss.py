@@ -1,11 +1,18 @@
 """Label-smoothed cross-entropy as sums, to be divided once over all devices.
 
-Letters: B batch, W ways, T target steps, V vocabulary.
+Letters: B batch, W ways, T target steps, N tokens of a batch or of a chunk, D model, V vocabulary.
 """
+
+import functools
+import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Tokens whose logits exist at a time: many enough for a full matrix product, few enough for logits
+# over a vocabulary of 32,000 to take 64 MiB (half of that and a caption's vocabulary: a cache).
+CHUNK_TOKENS = 512
 
 
 @flax.struct.dataclass
@@ -15,7 +22,7 @@ class LossSums:
     Attributes:
         loss: float32, what is optimised.
         nll_W: float32, negative log-likelihood of each direction's labels, in nats.
-        correct_W: float32, labels that were the model's first choice.
+        correct_W: float32, labels that no token is more likely than.
         tokens_W: float32, labels.
     """
 
@@ -25,29 +32,139 @@ class LossSums:
     tokens_W: jax.Array
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
-    logits_BWTV: jax.Array, labels_BWT: jax.Array, weights_BWT: jax.Array, smoothing: float
+    states_BWTD: jax.Array,
+    output_VD: jax.Array,
+    labels_BWT: jax.Array,
+    weights_BWT: jax.Array,
+    smoothing: float,
 ) -> LossSums:
-    """The loss of a batch.
+    """The loss of a batch; its logits [B, W, T, V] never exist whole.
+
+    They are made and used chunk by chunk. Where a gradient is asked for, it is made with them: the
+    loss is a sum, so a logit's gradient is known as soon as its row of logits is.
 
     Args:
-        logits_BWTV: float32.
+        states_BWTD: the decoder's last states, of any float dtype, which the products are made in.
+        output_VD: float32, the output's table: `states @ output.T` are the logits.
         labels_BWT: int32.
         weights_BWT: float32, 0 where there is no loss.
         smoothing: probability spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
 
     Returns:
-        Sums over the batch; mean loss over both directions is `loss / tokens_W.sum()`.
+        Sums over the batch; mean loss over both directions is `loss / tokens_W.sum()`. Only `loss`
+        has a gradient, with respect to states and table.
     """
-    normaliser_BWT = jax.nn.logsumexp(logits_BWTV, axis=-1)
-    label_logits_BWT = jnp.take_along_axis(logits_BWTV, labels_BWT[..., None], axis=-1)[..., 0]
-    nll_BWT = normaliser_BWT - label_logits_BWT
-    uniform_BWT = normaliser_BWT - logits_BWTV.mean(axis=-1)
-    loss_BWT = (1 - smoothing) * nll_BWT + smoothing * uniform_BWT
-    correct_BWT = logits_BWTV.argmax(axis=-1) == labels_BWT
-    return LossSums(
-        loss=(loss_BWT * weights_BWT).sum(),
-        nll_W=(nll_BWT * weights_BWT).sum(axis=(0, 2)),
-        correct_W=(correct_BWT * weights_BWT).sum(axis=(0, 2)),
+    sums, _ = _in_chunks(states_BWTD, output_VD, labels_BWT, weights_BWT, smoothing, False)
+    return sums
+
+
+def _forward(
+    states_BWTD: jax.Array,
+    output_VD: jax.Array,
+    labels_BWT: jax.Array,
+    weights_BWT: jax.Array,
+    smoothing: float,
+) -> tuple[LossSums, tuple | None]:
+    return _in_chunks(states_BWTD, output_VD, labels_BWT, weights_BWT, smoothing, True)
+
+
+def _backward(smoothing: float, gradient: tuple, cotangent: LossSums) -> tuple:
+    states_BWTD, output_VD = gradient
+    scale = cotangent.loss
+    return (states_BWTD * scale.astype(states_BWTD.dtype), output_VD * scale, None, None)
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _in_chunks(
+    states_BWTD: jax.Array,
+    output_VD: jax.Array,
+    labels_BWT: jax.Array,
+    weights_BWT: jax.Array,
+    smoothing: float,
+    with_gradient: bool,
+) -> tuple[LossSums, tuple[jax.Array, jax.Array] | None]:
+    """The sums, and the gradient of their loss by states and table if asked for."""
+    tokens = labels_BWT.size
+    chunks = math.ceil(tokens / CHUNK_TOKENS)
+    size = math.ceil(tokens / chunks)
+
+    def divided(values: jax.Array, width: tuple[int, ...] = ()) -> jax.Array:
+        flat = values.reshape(tokens, *width)
+        padded = jnp.pad(flat, [(0, chunks * size - tokens)] + [(0, 0)] * len(width))
+        return padded.reshape(chunks, size, *width)
+
+    def whole(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return values.reshape(chunks * size, *values.shape[2:])[:tokens].reshape(shape)
+
+    typed_VD = output_VD.astype(states_BWTD.dtype)
+
+    def add_chunk(output_gradient_VD, chunk):
+        states_ND, labels_N, weights_N = chunk
+        terms, logits_gradient_NV = _chunk_loss(
+            states_ND, labels_N, weights_N, typed_VD, smoothing, with_gradient
+        )
+        if logits_gradient_NV is None:
+            return output_gradient_VD, (terms, None)
+        logits_gradient_NV = logits_gradient_NV.astype(typed_VD.dtype)
+        states_gradient_ND = logits_gradient_NV @ typed_VD
+        of_chunk_VD = jax.lax.dot_general(
+            logits_gradient_NV,
+            states_ND,
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return output_gradient_VD + of_chunk_VD, (terms, states_gradient_ND)
+
+    first = jnp.zeros_like(output_VD) if with_gradient else None
+    chunked = (
+        divided(states_BWTD, states_BWTD.shape[-1:]),
+        divided(labels_BWT),
+        divided(weights_BWT),
+    )
+    output_gradient_VD, (terms, states_gradient) = jax.lax.scan(add_chunk, first, chunked)
+    loss_BWT, nll_BWT, correct_BWT = (whole(term, labels_BWT.shape) for term in terms)
+    sums = LossSums(
+        loss=loss_BWT.sum(),
+        nll_W=nll_BWT.sum(axis=(0, 2)),
+        correct_W=correct_BWT.sum(axis=(0, 2)),
         tokens_W=weights_BWT.sum(axis=(0, 2)),
     )
+    if output_gradient_VD is None:
+        return sums, None
+    return sums, (whole(states_gradient, states_BWTD.shape), output_gradient_VD)
+
+
+def _chunk_loss(
+    states_ND: jax.Array,
+    labels_N: jax.Array,
+    weights_N: jax.Array,
+    output_VD: jax.Array,
+    smoothing: float,
+    with_gradient: bool,
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """Weighted loss, likelihood and hits of each token; the loss's gradient by logits [N, V]."""
+    logits_NV = jax.lax.dot_general(
+        states_ND, output_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    vocabulary = output_VD.shape[0]
+    highest_N1 = logits_NV.max(axis=-1, keepdims=True)
+    unnormalised_NV = jnp.exp(logits_NV - highest_N1)
+    total_N = unnormalised_NV.sum(axis=-1)
+    normaliser_N = highest_N1[:, 0] + jnp.log(total_N)
+    label_logits_N = jnp.take_along_axis(logits_NV, labels_N[:, None], axis=-1)[:, 0]
+    nll_N = normaliser_N - label_logits_N
+    uniform_N = normaliser_N - logits_NV.mean(axis=-1)
+    loss_N = (1 - smoothing) * nll_N + smoothing * uniform_N
+    # Not by argmax, which costs XLA on a CPU as much as the product.
+    correct_N = label_logits_N >= highest_N1[:, 0]
+    terms = (loss_N * weights_N, nll_N * weights_N, correct_N * weights_N)
+    if not with_gradient:
+        return terms, None
+    is_label_NV = jnp.arange(vocabulary)[None] == labels_N[:, None]
+    wanted_NV = jnp.where(is_label_NV, 1 - smoothing, 0.0) + smoothing / vocabulary
+    probabilities_NV = unnormalised_NV / total_N[:, None]
+    return terms, (probabilities_NV - wanted_NV) * weights_N[:, None]

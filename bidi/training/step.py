@@ -4,7 +4,6 @@ Letters: W ways.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
@@ -103,15 +102,17 @@ class Trainer:
 
     def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:
         """Sums of the unsmoothed loss over all devices."""
-        logits_BWTV: Any = self.model.apply({"params": params}, batch)
-        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], 0.0)
+        states_BWTD, output_VD = self.model.apply({"params": params}, batch, method="unprojected")
+        sums = cross_entropy(states_BWTD, output_VD, batch["labels"], batch["weights"], 0.0)
         return sums if axis is None else jax.lax.psum(sums, axis)
 
     def _loss(self, params: dict, batch: Batch, rng: jax.Array) -> tuple[jax.Array, LossSums]:
-        logits_BWTV: Any = self.model.apply(
-            {"params": params}, batch, train=True, rngs={"dropout": rng}
+        states_BWTD, output_VD = self.model.apply(
+            {"params": params}, batch, train=True, rngs={"dropout": rng}, method="unprojected"
         )
-        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], self.label_smoothing)
+        sums = cross_entropy(
+            states_BWTD, output_VD, batch["labels"], batch["weights"], self.label_smoothing
+        )
         return sums.loss, sums
 
     def _average(self, ema: dict | None, params: dict, step: jax.Array) -> dict | None:

@@ -14,6 +14,7 @@ import pytest
 from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
+from bidi.models.transformer import project
 from bidi.training.loss import cross_entropy
 from tests.models import tiny
 
@@ -99,9 +100,9 @@ BATCHES = BatchConfig(rows=9, source_length=12, target_length=12)
 @functools.partial(tiny.quick_jit, static_argnames="model")
 def _loss_and_gradient(model, params, batch):
     def loss(params):
-        logits_BWTV = model.apply({"params": params}, batch)
-        sums = cross_entropy(logits_BWTV, batch["labels"], batch["weights"], 0.1)
-        return sums.loss, (sums, logits_BWTV)
+        states_BWTD, output_VD = model.apply({"params": params}, batch, method="unprojected")
+        sums = cross_entropy(states_BWTD, output_VD, batch["labels"], batch["weights"], 0.1)
+        return sums.loss, (sums, project(states_BWTD, output_VD))
 
     (_, (sums, logits_BWTV)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     return sums, logits_BWTV, jax.nn.log_softmax(logits_BWTV), gradient
@@ -125,7 +126,7 @@ def mirror(params, order_V, own_decoders):
     params = dict(params)
     params["target_embedding"] = {"embedding": params["target_embedding"]["embedding"][order_V]}
     if "output" in params:
-        params["output"] = {"kernel": params["output"]["kernel"][:, order_V]}
+        params["output"] = {"embedding": params["output"]["embedding"][order_V]}
     if own_decoders:
         params["decoder"] = jax.tree.map(lambda leaf: leaf[::-1], params["decoder"])
     return params
@@ -238,9 +239,9 @@ def test_packing_changes_no_loss(streams, config):
     ("source_vocabulary", "tied", "sizes"),
     [
         (None, True, {"target_embedding": 13}),
-        (None, False, {"target_embedding": 13, "source_embedding": 13, "output": 8}),
+        (None, False, {"target_embedding": 13, "source_embedding": 13, "output": 13}),
         (11, True, {"target_embedding": 13, "source_embedding": 11}),
-        (11, False, {"target_embedding": 13, "source_embedding": 11, "output": 8}),
+        (11, False, {"target_embedding": 13, "source_embedding": 11, "output": 13}),
     ],
 )
 def test_what_is_tied_is_one_matrix(source_vocabulary, tied, sizes):

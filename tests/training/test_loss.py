@@ -1,7 +1,11 @@
 """The loss against optax and against sums written out in numpy.
 
-Letters: B batch, W ways, T target steps, V vocabulary.
+Letters: B batch, W ways, T target steps, D model, V vocabulary.
 """
+
+import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bidi.training import loss as loss_module
 from bidi.training.loss import cross_entropy
 from tests.training.tiny import assert_trees_close
 
 SHAPE = (3, 2, 5)  # BWT
 V = 7
-loss_of = jax.jit(cross_entropy)
-gradient_of = jax.jit(jax.grad(lambda *arguments: cross_entropy(*arguments).loss))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def loss_of(logits_BWTV, labels_BWT, weights_BWT, smoothing):
+    """The loss of given logits: states that an identity projects."""
+    return cross_entropy(logits_BWTV, jnp.eye(V), labels_BWT, weights_BWT, smoothing)
+
+
+gradient_of = jax.jit(jax.grad(lambda *arguments: loss_of(*arguments).loss), static_argnums=3)
 
 
 def make_case(seed, scale=3.0):
@@ -119,3 +131,50 @@ def test_extreme_logits_stay_finite():
     logits_BWTV, labels_BWT, weights_BWT = make_case(5, scale=1e4)
     sums = loss_of(logits_BWTV, labels_BWT, weights_BWT, 0.1)
     assert np.isfinite(sums.loss)
+
+
+def plain_loss(states_BWTD, output_VD, labels_BWT, weights_BWT):
+    """By optax, from logits that exist whole."""
+    logits_BWTV = jnp.einsum("bwtd,vd->bwtv", states_BWTD, output_VD)
+    return (by_optax(logits_BWTV, labels_BWT, 0.1) * weights_BWT).sum()
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 30, 512])
+def test_chunks_change_nothing(chunk_tokens, monkeypatch):
+    """Nor do chunks that the tokens do not fill: sums and both gradients are the plain loss's."""
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", chunk_tokens)
+    _, labels_BWT, weights_BWT = make_case(6)
+    rng = np.random.default_rng(7)
+    states_BWTD = rng.normal(size=(*SHAPE, 4)).astype(np.float32)
+    output_VD = rng.normal(size=(V, 4)).astype(np.float32)
+
+    def scaled_loss(states_BWTD, output_VD):
+        return 3 * cross_entropy(states_BWTD, output_VD, labels_BWT, weights_BWT, 0.1).loss
+
+    expected, gradients = jax.value_and_grad(plain_loss, argnums=(0, 1))(
+        states_BWTD, output_VD, labels_BWT, weights_BWT
+    )
+    actual, scaled = jax.jit(jax.value_and_grad(scaled_loss, argnums=(0, 1)))(
+        states_BWTD, output_VD
+    )
+    np.testing.assert_allclose(actual, 3 * expected, rtol=1e-5)
+    assert_trees_close(scaled, jax.tree.map(lambda g: 3 * g, gradients), rtol=1e-4, atol=1e-5)
+    # Without a gradient the sums are the same.
+    np.testing.assert_allclose(scaled_loss(states_BWTD, output_VD), actual, rtol=1e-6)
+
+
+def test_logits_never_exist_whole(monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
+    _, labels_BWT, weights_BWT = make_case(6)
+    states_BWTD, output_VD = jnp.ones((*SHAPE, 4)), jnp.ones((V, 4))
+
+    def loss(states_BWTD, output_VD):
+        return cross_entropy(states_BWTD, output_VD, labels_BWT, weights_BWT, 0.1).loss
+
+    program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(states_BWTD, output_VD))
+    sizes = {
+        math.prod(map(int, dimensions.split(",")))
+        for dimensions in re.findall(r"f32\[([\d,]+)\]", program)
+    }
+    assert 8 * V in sizes
+    assert max(sizes) < labels_BWT.size * V

@@ -17,14 +17,18 @@ class Bigram(nn.Module):
 
     dropout: float = 0.0
 
-    @nn.compact
     def __call__(self, batch, train=False):
+        states_BWTD, output_VD = self.unprojected(batch, train)
+        return states_BWTD @ output_VD.T
+
+    @nn.compact
+    def unprojected(self, batch, train=False):
         init = nn.initializers.uniform(2.0)  # compiles faster than the defaults
         embed = nn.Embed(VOCABULARY, 6, embedding_init=init)
         source_BD = embed(batch["source"]).mean(axis=1)
         x_BWTD = embed(batch["inputs"]) + source_BD[:, None, None]
         x_BWTD = nn.Dropout(self.dropout, deterministic=not train)(x_BWTD)
-        return nn.Dense(VOCABULARY, kernel_init=init)(nn.tanh(x_BWTD - 2.0))
+        return nn.tanh(x_BWTD - 2.0), self.param("output", init, (VOCABULARY, 6))
 
 
 def make_batch(seed: int, tokens=TOKENS) -> dict[str, np.ndarray]:

@@ -1,0 +1,46 @@
+"""Dense layers, and their gradient without transposed copies.
+
+Letters: N any leading axes as one, D input features, F output features.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+
+@jax.custom_vjp
+def matrix_product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    """[N, D] x [D, F] -> [N, F].
+
+    Its kernel's gradient contracts both operands over N as they lie in memory. The gradient that
+    JAX derives is a product that gives [F, D], transposed after: XLA on a CPU makes of it a copy of
+    the cotangent and a product at a third of the speed.
+    """
+    return jax.lax.dot_general(x_ND, kernel_DF, (((1,), (0,)), ((), ())))
+
+
+def _forward(x_ND: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple]:
+    return matrix_product(x_ND, kernel_DF), (x_ND, kernel_DF)
+
+
+def _backward(saved: tuple, cotangent_NF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_ND, kernel_DF = saved
+    x_cotangent_ND = jax.lax.dot_general(cotangent_NF, kernel_DF, (((1,), (1,)), ((), ())))
+    kernel_cotangent_DF = jax.lax.dot_general(x_ND, cotangent_NF, (((0,), (0,)), ((), ())))
+    return x_cotangent_ND, kernel_cotangent_DF
+
+
+matrix_product.defvjp(_forward, _backward)
+
+
+def _dot_general(x: jax.Array, kernel_DF: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What `nn.Dense` asks of `lax.dot_general`: [..., D] x [D, F] -> [..., F]."""
+    y_NF = matrix_product(x.reshape(-1, x.shape[-1]), kernel_DF)
+    return y_NF.reshape(*x.shape[:-1], -1)
+
+
+class Dense(nn.Dense):
+    """`nn.Dense` by `matrix_product`."""
+
+    dot_general: Any = _dot_general
