@@ -14,6 +14,7 @@ from bidi.models.transformer import Transformer
 from bidi.search.beam_search import SearchConfig
 from bidi.training.config import TrainingConfig
 from bidi.training.optimizer import OptimizerConfig
+from bidi.training.step import Trainer
 
 CONFIG_FILE = "config.gin"
 
@@ -40,6 +41,15 @@ class Experiment:
             ways=len(self.streams.directions),
             target_vocabulary=target.size,
             source_vocabulary=None if joint else source.size,
+        )
+
+    def make_trainer(self, source: Vocabulary, target: Vocabulary) -> Trainer:
+        """What an update is made of, for these vocabularies."""
+        return Trainer(
+            model=self.make_model(source, target),
+            optimizer=self.optimizer.make(),
+            label_smoothing=self.training.label_smoothing,
+            ema_decay=self.training.ema_decay,
         )
 
 

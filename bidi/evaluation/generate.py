@@ -7,6 +7,7 @@ V vocabulary.
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +19,12 @@ from bidi.data.streams import Direction, Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
 from bidi.evaluation.config import EvaluationConfig
 from bidi.models.transformer import Transformer
-from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConfig, beam_search
 
 log = logging.getLogger(__name__)
 
 AXIS = "devices"
+QUEUE = 8  # sources that are read at once for each row of a search: a row takes one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +80,20 @@ def together(found: Sequence[Found]) -> Found:
 
 @dataclasses.dataclass
 class Tally:
-    """What a search did: sentences, batches, steps run, sources that were cut to length."""
+    """What a search did.
+
+    Attributes:
+        sentences: searched.
+        batches: that they were laid in.
+        row_steps_run: steps of the batches' loops times their rows, empty rows included.
+        row_steps_needed: the same up to where each sentence was done.
+        truncated: sources that were cut to length.
+    """
 
     sentences: int = 0
     batches: int = 0
-    steps: int = 0
+    row_steps_run: int = 0
+    row_steps_needed: int = 0
     truncated: int = 0
 
 
@@ -92,6 +103,7 @@ class Generator:
     Attributes:
         streams: what the model writes.
         target_vocabulary: of its outputs.
+        params: the parameters.
     """
 
     def __init__(
@@ -106,9 +118,11 @@ class Generator:
     ):
         """`max_source_length` in tokens, without marker: longer sources are cut."""
         self.streams, self.target_vocabulary = streams, target_vocabulary
-        self._model, self._params, self._source_vocabulary = model, params, source_vocabulary
+        self.params = params
+        self._model, self._source_vocabulary = model, source_vocabulary
         self._max_source_length, self._evaluation = max_source_length, evaluation
         self._devices = jax.local_device_count()
+        self._compiled_search = functools.cache(self._compile_search)
 
     def search(
         self, sources: Sequence[str], config: SearchConfig, tally: Tally | None = None
@@ -123,21 +137,22 @@ class Generator:
         tally = Tally() if tally is None else tally
         encoded = self._encode(sources, tally)
         found: list[Found | None] = [None] * len(sources)
-        for indices, length, rows in self._batches([len(ids) for ids in encoded]):
-            batch = self._source_batch([encoded[i] for i in indices], length, rows)
-            max_length_B = np.zeros(rows, np.int32)
+        for indices, length, rows, queue in self._queues([len(ids) for ids in encoded]):
+            batch = self._source_batch([encoded[i] for i in indices], length, queue)
+            max_length_Q = np.zeros(queue, np.int32)
             # EOS is not counted: an empty source has nothing to say.
-            max_length_B[: len(indices)] = config.max_length(
+            max_length_Q[: len(indices)] = config.max_length(
                 np.array([len(encoded[i]) - 1 for i in indices])
             )
             steps = int(config.max_length(np.array(length - 1)))
-            result = self._compiled_search(config, steps)(
-                self._params, self._divided(batch), self._divided(max_length_B)
+            search = self._compiled_search(config, rows // self._devices, steps)
+            result = jax.device_get(
+                search(self.params, self._divided(batch), self._divided(max_length_Q))
             )
-            result = jax.device_get(result)
             tally.batches += 1
-            tally.steps += int(result.steps.max())
-            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
+            tally.row_steps_run += int(result.steps.sum()) * rows // self._devices
+            tally.row_steps_needed += int(result.steps_Q.sum())
+            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.replace(steps=None))
             for row, index in enumerate(indices):
                 found[index] = self._found(result, row)
         tally.sentences += len(sources)
@@ -167,7 +182,7 @@ class Generator:
             batch = self._source_batch([encoded[i] for i in indices], length, rows)
             streams = self._candidate_streams([candidates[i] for i in indices], most, length, rows)
             scores_BPW = jax.device_get(
-                self._compiled_score(self._params, self._divided(batch), self._divided(streams))
+                self._compiled_score(self.params, self._divided(batch), self._divided(streams))
             ).reshape(rows, most, -1)
             for row, index in enumerate(indices):
                 for way, direction in enumerate(self.streams.directions):
@@ -187,19 +202,35 @@ class Generator:
             encoded.append(np.append(ids[:limit], np.int32(EOS)))
         return encoded
 
+    def _queues(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
+        """Indices of sources of about one length, that length, rows, and sources of the queue."""
+        for members, length in self._buckets(lengths):
+            rows = self._rows(len(members), length)
+            queue = rows * min(QUEUE, _power_of_two(len(members) / rows))
+            for start in range(0, len(members), queue):
+                yield members[start : start + queue], length, rows, queue
+
     def _batches(
         self, lengths: Sequence[int], streams: int = 1
     ) -> Iterator[tuple[np.ndarray, int, int]]:
         """Indices of rows of about one length, that length, and the batch's rows: few shapes."""
+        for members, length in self._buckets(lengths):
+            rows = self._rows(len(members), length * streams)
+            for start in range(0, len(members), rows):
+                yield members[start : start + rows], length, rows
+
+    def _buckets(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+        """Indices of sources of about one length, in the order of their lengths."""
         order = np.argsort(lengths, kind="stable")
         buckets = np.array([_bucket(lengths[i]) for i in order])
         for length in np.unique(buckets):
-            members = order[buckets == length]
-            most = self._evaluation.batch_tokens // (int(length) * streams)
-            # A few sources need no full batch; powers of two keep the shapes few.
-            rows = _round_up(min(most, 1 << (len(members) - 1).bit_length()), self._devices)
-            for start in range(0, len(members), rows):
-                yield members[start : start + rows], int(length), rows
+            yield order[buckets == length], int(length)
+
+    def _rows(self, members: int, tokens: int) -> int:
+        """How many rows of so many tokens a batch has, a multiple of the devices."""
+        most = self._evaluation.batch_tokens // tokens
+        # A few sources need no full batch; powers of two keep the shapes few.
+        return _round_up(min(most, _power_of_two(members)), self._devices)
 
     def _source_batch(
         self, encoded: Sequence[np.ndarray], length: int, rows: int
@@ -247,23 +278,37 @@ class Generator:
             allowed_WV[way, end] = True
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 -- a generator lives as long as the program
-    def _compiled_search(self, config: SearchConfig, steps: int) -> Any:
+    def _compile_search(self, config: SearchConfig, rows: int, steps: int) -> Any:
         pairs = config.make_coupling(len(self.streams.directions)).pairs
         interact = config.coupling != "none"
 
-        def search(params: Any, batch: dict[str, jax.Array], max_length_B: jax.Array) -> Any:
+        def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self._model.apply, {"params": params})
             source = apply(batch, method="start")
 
-            def decode_step(cache: Any, tokens_BPW: jax.Array, step: jax.Array) -> Any:
-                return apply(source, cache, tokens_BPW, step, interact, method="decode_step")
+            def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
+                # Without a queue every row keeps its sentence.
+                at_work = (
+                    source
+                    if rows == len(max_length_Q)
+                    else jax.tree.map(lambda leaf: leaf[place.sentence_B], source)
+                )
+                return apply(
+                    at_work,
+                    cache,
+                    tokens_BPW,
+                    place.step_B,
+                    place.origins_BPWT,
+                    interact,
+                    method="decode_step",
+                )
 
             return beam_search(
                 decode_step,
-                apply(len(max_length_B), pairs, steps, method="empty_cache"),
+                apply(rows, pairs, steps, method="empty_cache"),
                 markers=self._markers,
-                max_length_B=max_length_B,
+                max_length_Q=max_length_Q,
+                rows=rows,
                 steps=steps,
                 config=config,
             )
@@ -301,19 +346,19 @@ class Generator:
                 Hypothesis(
                     tokens=tuple(
                         int(token)
-                        for token in result.tokens_BWNT[row, way, n][
-                            : result.lengths_BWN[row, way, n]
+                        for token in result.tokens_QWNT[row, way, n][
+                            : result.lengths_QWN[row, way, n]
                         ]
                     ),
                     direction=direction,
-                    log_prob=float(result.log_probs_BWN[row, way, n]),
-                    score=float(result.scores_BWN[row, way, n]),
-                    finished=bool(result.finished_BWN[row, way, n]),
+                    log_prob=float(result.log_probs_QWN[row, way, n]),
+                    score=float(result.scores_QWN[row, way, n]),
+                    finished=bool(result.finished_QWN[row, way, n]),
                 )
-                for n in range(result.valid_BWN.shape[-1])
-                if result.valid_BWN[row, way, n]
+                for n in range(result.valid_QWN.shape[-1])
+                if result.valid_QWN[row, way, n]
             )
-        best = n_best[self.streams.directions[int(result.winner_B[row])]]
+        best = n_best[self.streams.directions[int(result.winner_Q[row])]]
         return Found(n_best, best[0] if best else None)
 
 
@@ -321,6 +366,11 @@ def _bucket(length: int) -> int:
     """Lengths that rows are padded to: multiples of 8, from 64 on in steps of an eighth or less."""
     step = max(8, 1 << max(int(length - 1).bit_length() - 3, 0))
     return _round_up(length, step)
+
+
+def _power_of_two(number: float) -> int:
+    """The smallest one that is no less."""
+    return 1 << (math.ceil(number) - 1).bit_length()
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -15,19 +15,19 @@ from bidi.models.dense import Dense
 FusionName = Literal["tanh", "linear", "gate", "concat"]
 
 
-def attend(q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(q_NHTE: jax.Array, k_NHES: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
     """Scaled dot-product attention with a float32 softmax.
 
     Args:
         q_NHTE: queries; any leading axes N, the same for all.
-        k_NHSE: keys.
+        k_NHES: keys, turned as the product with the queries reads them.
         v_NHSE: values.
         mask: bool, broadcastable to [N, H, T, S], true where a query sees a key.
 
     Returns:
         [N, H, T, E]; exactly zero for a query that sees nothing.
     """
-    logits_NHTS = jnp.einsum("...te,...se->...ts", q_NHTE * q_NHTE.shape[-1] ** -0.5, k_NHSE)
+    logits_NHTS = jnp.einsum("...te,...es->...ts", q_NHTE * q_NHTE.shape[-1] ** -0.5, k_NHES)
     logits_NHTS = jnp.where(mask, logits_NHTS.astype(jnp.float32), jnp.finfo(jnp.float32).min)
     # Where all is masked the softmax is uniform: the second `where` makes it nothing.
     weights_NHTS = jnp.where(mask, jax.nn.softmax(logits_NHTS, axis=-1), 0.0)
@@ -35,13 +35,13 @@ def attend(q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Ar
 
 
 def attend_both(
-    q_NWHTE: jax.Array, k_NWHSE: jax.Array, v_NWHSE: jax.Array, mask_both: jax.Array
+    q_NWHTE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, mask_both: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """History and future in one call: each way's keys are read by its own and the other's queries.
 
     Args:
         q_NWHTE: queries of each way; W is the fourth axis from the end.
-        k_NWHSE: keys of each way.
+        k_NWHES: keys of each way, turned as in `attend`.
         v_NWHSE: values of each way.
         mask_both: bool [N, W, 1, 2T, S] for the keys of way w: its own queries, then the other's.
 
@@ -50,7 +50,7 @@ def attend_both(
     """
     steps = q_NWHTE.shape[-2]
     queries = jnp.concatenate([q_NWHTE, jnp.flip(q_NWHTE, axis=-4)], axis=-2)
-    read = attend(queries, k_NWHSE, v_NWHSE, mask_both)
+    read = attend(queries, k_NWHES, v_NWHSE, mask_both)
     return read[..., :steps, :], jnp.flip(read[..., steps:, :], axis=-4)
 
 
@@ -89,6 +89,11 @@ def split_heads(x_NTD: jax.Array, heads: int) -> jax.Array:
     """[N, T, D] -> [N, H, T, E]."""
     x_NTHE = x_NTD.reshape(*x_NTD.shape[:-1], heads, x_NTD.shape[-1] // heads)
     return x_NTHE.swapaxes(-3, -2)
+
+
+def split_keys(x_NTD: jax.Array, heads: int) -> jax.Array:
+    """[N, T, D] -> [N, H, E, T], as `attend` takes keys."""
+    return split_heads(x_NTD, heads).swapaxes(-1, -2)
 
 
 def merge_heads(x_NHTE: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ S source or cached steps, T target steps, H heads, E head width, D model.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from bidi.models.attention import (
     merge_heads,
     source_mask,
     split_heads,
+    split_keys,
 )
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
@@ -32,16 +34,16 @@ class Call:
 
     Attributes:
         self_mask: `attention.both_mask` where streams read each other, else
-            `attention.history_mask`; of the cached steps when there is a cache.
+            `attention.history_mask`; with a cache `cached_mask`.
         source_mask: bool, broadcastable to [B, G, H, R * P * T, S].
-        step: where in the cache these steps stand; None for whole streams.
+        step_B: int32, the step of each row that is written to the cache; None without one.
         interact: whether the streams read each other.
         train: whether dropout is on.
     """
 
     self_mask: jax.Array
     source_mask: jax.Array
-    step: jax.Array | None
+    step_B: jax.Array | None
     interact: bool
     train: bool
 
@@ -52,18 +54,59 @@ def read_streams(
     """What each stream reads of itself and of the other, both [B, P, W, T, D], and the cache.
 
     The second is zero where the streams do not read each other. `qkv` is [B, P, W, T, 3D]; with a
-    cache, its steps are read with these written at `call.step`.
+    cache T is 1, and what was written at former steps is read with it.
     """
-    q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, axis=-1))
-    if cache is not None and call.step is not None:
-        k = jax.lax.dynamic_update_slice_in_dim(cache["keys"], k, call.step, axis=4)
-        v = jax.lax.dynamic_update_slice_in_dim(cache["values"], v, call.step, axis=4)
-        cache = {"keys": k, "values": v}
+    q, k, v = jnp.split(qkv, 3, axis=-1)
+    q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
+    if cache is not None and call.step_B is not None:
+        k_BWHE1P, v_BWH1PE = k.transpose(0, 2, 3, 4, 5, 1), v.transpose(0, 2, 3, 4, 1, 5)
+        cache = {
+            "keys": _write(cache["keys"], k_BWHE1P, call.step_B, axis=3),
+            "values": _write(cache["values"], v_BWH1PE, call.step_B, axis=2),
+        }
+        # The pairs of a sentence are the queries of one product: they read one set of keys.
+        q = q[..., 0, :].transpose(0, 2, 3, 1, 4)
+        k, v = _flat(cache["keys"], 4), _flat(cache["values"], 3)
     if call.interact:
         history, future = attend_both(q, k, v, call.self_mask)
-        return merge_heads(history), merge_heads(future), cache
-    history = merge_heads(attend(q, k, v, call.self_mask))
-    return history, jnp.zeros_like(history), cache
+    else:
+        history = attend(q, k, v, call.self_mask)
+        future = jnp.zeros_like(history)
+    if cache is not None:
+        history, future = (
+            read.transpose(0, 3, 1, 2, 4)[..., None, :] for read in (history, future)
+        )
+    return merge_heads(history), merge_heads(future), cache
+
+
+def _write(room: jax.Array, new: jax.Array, step_B: jax.Array, axis: int) -> jax.Array:
+    """Lays a step of each row where the row stands; `axis` of T in a row.
+
+    This is a scatter, even if all rows stand at one step. Of a slice update at a common step XLA on
+    a CPU makes two, one for the loop and one for the product, and copies the whole cache for each.
+    """
+    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis))(
+        room, new, step_B
+    )
+
+
+def _flat(x: jax.Array, axis: int) -> jax.Array:
+    """An axis and the next one as one."""
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def cached_mask(origins_BPWT: jax.Array, step_B: jax.Array, interact: bool) -> jax.Array:
+    """Who sees what in the cache: bool [B, W, 1, P, T * P], or [B, W, 1, 2P, T * P].
+
+    Of the pairs that wrote at a step up to `step_B`, a stream sees the one that it comes from. If
+    streams read each other, what the other way's queries see stands below these rows: the same.
+    """
+    _, pairs, _, steps = origins_BPWT.shape
+    seen_BT = jnp.arange(steps)[None] <= step_B[:, None]
+    came_from_BPWTP = origins_BPWT[..., None] == jnp.arange(pairs)[None, None, None, None]
+    seen_BWPTP = (came_from_BPWTP & seen_BT[:, None, None, :, None]).transpose(0, 2, 1, 3, 4)
+    seen = seen_BWPTP.reshape(*seen_BWPTP.shape[:3], -1)[:, :, None]
+    return jnp.concatenate([seen, seen], axis=-2) if interact else seen
 
 
 class SelfAttention(nn.Module):
@@ -130,19 +173,19 @@ class SourceAttention(nn.Module):
         self.kv = dense(2 * size, dtype=dtype)
 
     def project(self, encoded_BSD: jax.Array) -> KeysValues:
-        """Keys and values of each decoder, [B, G, H, S, E]."""
+        """Keys [B, G, H, E, S] and values [B, G, H, S, E] of each decoder."""
         kv = self.kv(encoded_BSD)
         kv_BGSD = kv if self.config.own_decoders else kv[:, None]
         keys, values = jnp.split(kv_BGSD, 2, axis=-1)
-        return split_heads(keys, self.config.heads), split_heads(values, self.config.heads)
+        return split_keys(keys, self.config.heads), split_heads(values, self.config.heads)
 
     def __call__(self, x_BPWTD: jax.Array, source: KeysValues, call: Call) -> jax.Array:
         """[B, P, W, T, D] -> [B, P, W, T, D]."""
-        keys_BGHSE, values_BGHSE = source
+        keys_BGHES, values_BGHSE = source
         queries = group_by_decoder(
-            split_heads(self.q(x_BPWTD), self.config.heads), keys_BGHSE.shape[1]
+            split_heads(self.q(x_BPWTD), self.config.heads), keys_BGHES.shape[1]
         )
-        read = attend(queries, keys_BGHSE, values_BGHSE, call.source_mask)
+        read = attend(queries, keys_BGHES, values_BGHSE, call.source_mask)
         return self.out(merge_heads(ungroup(read, x_BPWTD.shape)))
 
 
@@ -226,7 +269,7 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it, if any."""
         caches = {}
-        alone = dataclasses.replace(call, interact=False, self_mask=history_part(call, x_BPWTD))
+        alone = dataclasses.replace(call, interact=False, self_mask=history_part(call))
         in_layers = call if self.config.interaction == "layers" else alone
         for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):
             name = f"layers_{index}"
@@ -240,17 +283,23 @@ class Decoder(nn.Module):
         return x_BPWTD, caches
 
     def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
-        """Room for so many steps of every pair, leaves [B, P, W, H, T, E]."""
+        """Room for so many steps of every pair: keys [B, W, H, E, T, P], values [B, W, H, T, P, E].
+
+        Both lie as their products read them: with keys in the order of values, XLA on a CPU would
+        turn all of them round in every step.
+        """
         config = self.config
         width = config.model_size // config.heads
-        shape = (batch, pairs, self.ways, config.heads, steps, width)
+        keys = jnp.zeros(
+            (batch, self.ways, config.heads, width, steps, pairs), config.activation_dtype
+        )
         names = [f"layers_{layer}" for layer in range(config.decoder_layers)]
         if config.interaction == "top":
             names.append("top")
-        room = jnp.zeros(shape, config.activation_dtype)
-        return {name: {"keys": room, "values": room} for name in names}
+        return {name: {"keys": keys, "values": jnp.moveaxis(keys, 3, 5)} for name in names}
 
 
-def history_part(call: Call, x_BPWTD: jax.Array) -> jax.Array:
+def history_part(call: Call) -> jax.Array:
     """The rows of the mask that belong to a stream's own queries."""
-    return call.self_mask[..., : x_BPWTD.shape[3], :]
+    rows = call.self_mask.shape[-2]
+    return call.self_mask[..., : rows // 2, :] if call.interact else call.self_mask

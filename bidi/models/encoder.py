@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bidi.models.attention import attend, merge_heads, source_mask, split_heads
+from bidi.models.attention import attend, merge_heads, source_mask, split_heads, split_keys
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
 from bidi.models.sublayers import FeedForward, Residual
@@ -24,8 +24,10 @@ class EncoderLayer(nn.Module):
 
         def self_attention(y_BSD: jax.Array) -> jax.Array:
             qkv_BSD = Dense(3 * config.model_size, dtype=y_BSD.dtype, name="qkv")(y_BSD)
-            q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv_BSD, 3, axis=-1))
-            read_BSD = merge_heads(attend(q, k, v, mask_B1SS))
+            q_BSD, k_BSD, v_BSD = jnp.split(qkv_BSD, 3, axis=-1)
+            keys_BHES = split_keys(k_BSD, config.heads)
+            q_BHSE, v_BHSE = (split_heads(part, config.heads) for part in (q_BSD, v_BSD))
+            read_BSD = merge_heads(attend(q_BHSE, keys_BHES, v_BHSE, mask_B1SS))
             return Dense(config.model_size, dtype=y_BSD.dtype, name="out")(read_BSD)
 
         residual = Residual(config, own=False, train=train)

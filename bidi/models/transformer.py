@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from bidi.models.attention import both_mask, history_mask
 from bidi.models.config import TransformerConfig
-from bidi.models.decoder import Cache, Call, Decoder, KeysValues, stream_source_mask
+from bidi.models.decoder import (
+    Cache,
+    Call,
+    Decoder,
+    KeysValues,
+    cached_mask,
+    stream_source_mask,
+)
 from bidi.models.encoder import Encoder
 from bidi.models.sublayers import sinusoidal_positions
 
@@ -25,7 +32,7 @@ class Source:
     """A batch of encoded sources: what the decoder reads of them.
 
     Attributes:
-        keys_values: of each decoder layer, two of [B, G, H, S, E].
+        keys_values: of each decoder layer, [B, G, H, E, S] and [B, G, H, S, E].
         segments_BS: int32, 0 for padding.
     """
 
@@ -147,7 +154,7 @@ class Transformer(nn.Module):
         return self.encode(batch["source"], batch["source_segments"], batch["source_positions"])
 
     def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
-        """A cache for `decode_step`, leaves [B, P, W, H, steps, E]."""
+        """A cache for `decode_step`, see `Decoder.empty_cache`."""
         return self.decoder.empty_cache(batch, pairs, steps)
 
     def decode_step(
@@ -155,28 +162,40 @@ class Transformer(nn.Module):
         source: Source,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step: jax.Array,
+        step_B: jax.Array,
+        origins_BPWT: jax.Array,
         interact: bool = True,
     ) -> tuple[jax.Array, Cache]:
-        """Prices the token after `tokens_BPW`, the `step`-th of their streams.
+        """Prices the tokens after `tokens_BPW`, the `step_B`-th of their streams.
+
+        Args:
+            source: of each row, see `start`.
+            cache: what was written at the steps before, see `empty_cache`.
+            tokens_BPW: int32, the last tokens of the streams.
+            step_B: int32, their place.
+            origins_BPWT: int32, the pair in whose place each step of a stream was written; at
+                `step_B` its own.
+            interact: as for `__call__`.
 
         Returns:
             Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.
         """
         interact = self._interacts(interact)
-        steps_S = jnp.arange(jax.tree.leaves(cache)[0].shape[4])
-        seen = (steps_S <= step)[None, None, None, None, None]
+        with jax.named_scope("attention"):
+            self_mask = cached_mask(origins_BPWT, step_B, interact)
         call = Call(
-            self_mask=jnp.concatenate([seen, seen], axis=-2) if interact else seen,
+            self_mask=self_mask,
             source_mask=(source.segments_BS != 0)[:, None, None, None],
-            step=step,
+            step_B=step_B,
             interact=interact,
             train=False,
         )
-        positions_1111 = jnp.reshape(step, (1, 1, 1, 1))
-        x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_1111, False)
+        positions_B111 = step_B[:, None, None, None]
+        x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_B111, False)
         x_BPW1D, new_cache = self.decoder(x_BPW1D, source.keys_values, cache, call)
-        return nn.log_softmax(project(x_BPW1D[..., 0, :], self._output_table)), new_cache
+        with jax.named_scope("projection"):
+            logits_BPWV = project(x_BPW1D[..., 0, :], self._output_table)
+            return nn.log_softmax(logits_BPWV), new_cache
 
     def _states(
         self,
@@ -192,7 +211,7 @@ class Transformer(nn.Module):
         call = Call(
             self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
             source_mask=stream_source_mask(segments_BPWT, source.segments_BS, self._decoders),
-            step=None,
+            step_B=None,
             interact=interact,
             train=train,
         )

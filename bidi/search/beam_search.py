@@ -3,8 +3,8 @@
 The search knows nothing of models: it is handed a function that prices the next tokens of pairs.
 What the hypotheses of the two directions have to do with each other is the coupling's affair.
 
-Letters: B batch, P pairs, W ways, K hypotheses a direction, C candidates, N n-best, T steps,
-V vocabulary.
+Letters: B rows, Q sentences in the queue, P pairs, W ways, K hypotheses a direction, C candidates,
+N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -18,12 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidi.search import hypotheses as hyps
+from bidi.search import queue
 from bidi.search.coupling import Coupling, CouplingName, make_coupling
 from bidi.search.scoring import Penalty, best_reachable_score, length_penalty
 
-PAD = 0  # behind the end of an output; never a token
 
-DecodeStep = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+@flax.struct.dataclass
+class Place:
+    """Where the rows of a search stand.
+
+    Attributes:
+        sentence_B: int32, the sentence that each row works on, a place in the queue.
+        step_B: int32, tokens written before; T at most.
+        origins_BPWT: int32, the pair in whose place each step of a stream was written; at `step_B`
+            its own.
+    """
+
+    sentence_B: jax.Array
+    step_B: jax.Array
+    origins_BPWT: jax.Array
+
+
+DecodeStep = Callable[[Any, jax.Array, Place], tuple[jax.Array, Any]]
 
 
 @gin.configurable("Search")
@@ -99,24 +115,26 @@ class BeamSearchResult:
     """The n-best lists of each direction.
 
     Attributes:
-        tokens_BWNT: int32, in reading order, PAD behind the end.
-        lengths_BWN: int32, tokens, without the end marker.
-        log_probs_BWN: float32, -inf where there is no such hypothesis.
-        scores_BWN: float32, log-probability over length penalty.
-        finished_BWN: bool, whether the stream wrote its end marker.
-        valid_BWN: bool, whether there is an n-th hypothesis at all.
-        winner_B: int32, the way with the better best hypothesis: a finished one before any
+        tokens_QWNT: int32, in reading order, PAD behind the end.
+        lengths_QWN: int32, tokens, without the end marker.
+        log_probs_QWN: float32, -inf where there is no such hypothesis.
+        scores_QWN: float32, log-probability over length penalty.
+        finished_QWN: bool, whether the stream wrote its end marker.
+        valid_QWN: bool, whether there is an n-th hypothesis at all.
+        winner_Q: int32, the way with the better best hypothesis: a finished one before any
             unfinished one (unless `rank_unfinished`), then the score, then the first way.
+        steps_Q: int32, steps after which each sentence was done.
         steps: int32, steps that the loop ran.
     """
 
-    tokens_BWNT: jax.Array
-    lengths_BWN: jax.Array
-    log_probs_BWN: jax.Array
-    scores_BWN: jax.Array
-    finished_BWN: jax.Array
-    valid_BWN: jax.Array
-    winner_B: jax.Array
+    tokens_QWNT: jax.Array
+    lengths_QWN: jax.Array
+    log_probs_QWN: jax.Array
+    scores_QWN: jax.Array
+    finished_QWN: jax.Array
+    valid_QWN: jax.Array
+    winner_Q: jax.Array
+    steps_Q: jax.Array
     steps: jax.Array
 
 
@@ -125,17 +143,17 @@ class _State:
     """The loop's own state.
 
     Attributes:
-        step: int32, tokens that every alive hypothesis of a sentence not yet done has.
-        alive: see `hyps.Alive`.
-        finished: see `hyps.Finished`.
-        done_B: bool, sentences that cannot change any more; their beams are frozen.
-        cache: the model's, leaves lead with [B, P, W].
+        steps: int32, steps run.
+        rows: see `queue.Rows`.
+        outcomes: see `queue.Outcomes`.
+        next_sentence: int32, the first one that no row has taken.
+        cache: the model's.
     """
 
-    step: jax.Array
-    alive: hyps.Alive
-    finished: hyps.Finished
-    done_B: jax.Array
+    steps: jax.Array
+    rows: queue.Rows
+    outcomes: queue.Outcomes
+    next_sentence: jax.Array
     cache: Any
 
 
@@ -144,157 +162,174 @@ def beam_search(
     cache: Any,
     *,
     markers: Markers,
-    max_length_B: jax.Array,
+    max_length_Q: jax.Array,
+    rows: int,
     steps: int,
     config: SearchConfig,
 ) -> BeamSearchResult:
-    """Searches the best outputs of a batch of sentences, both directions in lock step.
+    """Searches the best outputs of a queue of sentences, both directions in lock step.
 
     Args:
-        decode_step: `(cache, tokens_BPW, step) -> (log_probs_BPWV, cache)`. Prices the token after
-            `tokens_BPW` (int32, the last ones written), the `step`-th of their streams, in pairs
-            that run side by side. Log-probabilities are finite and at most 0.
-        cache: the pytree that goes through `decode_step`; leaves lead with [B, P, W], P being
-            `config.make_coupling(W).pairs`. What is the same for all pairs belongs in the closure.
+        decode_step: `(cache, tokens_BPW, place) -> (log_probs_BPWV, cache)`. Prices the tokens
+            after `tokens_BPW` (int32, the last ones written) of streams that stand at `place`, in
+            pairs that run side by side, P being `config.make_coupling(W).pairs`.
+            Log-probabilities are finite and at most 0.
+        cache: the pytree that goes through `decode_step`, for B rows. The search never looks into
+            it nor reorders it: whose history a pair goes on with is said by its origins. What a
+            former sentence of a row left in it is later than the row's step, or overwritten.
         markers: the directions.
-        max_length_B: int32, the greatest number of predictions of each sentence; 0 skips it.
-        steps: static, no less than the greatest of `max_length_B`: the room for tokens.
+        max_length_Q: int32, the greatest number of predictions of each sentence; 0 skips it.
+        rows: static, B: sentences that are worked on at a time, at most Q.
+        steps: static, no less than the greatest of `max_length_Q`: the room for tokens.
         config: see `SearchConfig`.
 
     Returns:
         The n-best hypotheses of each direction.
     """
-    coupling = config.make_coupling(len(markers.ways))
+    ways = len(markers.ways)
+    coupling = config.make_coupling(ways)
     starts_W1 = jnp.array(markers.start, jnp.int32)[:, None]
     ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
     allowed_WV = jnp.asarray(markers.allowed_WV)
     is_end_WV = jnp.arange(allowed_WV.shape[1])[None] == ends_W1
 
     def not_done(state: _State) -> jax.Array:
-        return (state.step < steps) & ~state.done_B.all()
+        return ~state.rows.idle_B.all()
 
     def extend(state: _State) -> _State:
-        step, alive, finished = state.step, state.alive, state.finished
-        last_BWK = jax.lax.dynamic_index_in_dim(
-            alive.tokens_BWKT, jnp.maximum(step - 1, 0), axis=3, keepdims=False
-        )
-        last_BWK = jnp.where(step == 0, starts_W1[None], last_BWK)
-        log_probs_BPWV, cache = decode_step(state.cache, coupling.to_pairs(last_BWK), step)
+        step_B, alive = state.rows.step_B, state.rows.alive
+        last_B11 = jnp.maximum(step_B - 1, 0)[:, None, None]
+        last_BWK = jnp.take_along_axis(alive.tokens_BWKT, last_B11[..., None], axis=3)[..., 0]
+        last_BWK = jnp.where(step_B[:, None, None] == 0, starts_W1[None], last_BWK)
+        place = Place(state.rows.sentence_B, step_B, state.rows.origins_BPWT)
+        log_probs_BPWV, cache = decode_step(state.cache, coupling.to_pairs(last_BWK), place)
         extensions_BWKV = coupling.extensions(log_probs_BPWV, alive.log_probs_BWK > -jnp.inf)
 
         # --> the 2K best continuations of each direction
-        may_end = step >= config.min_length
-        candidates = hyps.best_candidates(
-            alive, extensions_BWKV, allowed_WV & (may_end | ~is_end_WV)
-        )
+        may_end_B11 = (step_B >= config.min_length)[:, None, None]
+        with jax.named_scope("top_k"):
+            candidates = hyps.best_candidates(
+                alive, extensions_BWKV, allowed_WV[None] & (may_end_B11 | ~is_end_WV[None])
+            )
         ends_BWC = candidates.tokens_BWC == ends_W1[None]
         finished = hyps.keep_finished(
-            finished, alive, candidates, ends_BWC, step, config.length_penalty, config.alpha
+            state.rows.finished,
+            alive,
+            candidates,
+            ends_BWC,
+            step_B,
+            config.length_penalty,
+            config.alpha,
         )
-        alive, parents_BWK = hyps.keep_alive(alive, candidates, ends_BWC, step)
+        alive, parents_BWK = hyps.keep_alive(alive, candidates, ends_BWC, step_B)
 
-        # --> beams of sentences that were done stay as they were
-        alive, finished = jax.tree.map(
-            lambda old, new: hyps.where_done(state.done_B, old, new),
-            (state.alive, state.finished),
-            (alive, finished),
-        )
+        # --> what is done makes room
+        max_length_B = max_length_Q[state.rows.sentence_B]
         bound_BW = best_reachable_score(
-            alive.log_probs_BWK, step + 2, max_length_B, config.length_penalty, config.alpha
+            alive.log_probs_BWK, step_B + 2, max_length_B, config.length_penalty, config.alpha
         )
         settled_B = (finished.scores_BWK[..., config.n_best - 1] >= bound_BW).all(axis=1)
-        return _State(
-            step=step + 1,
-            alive=alive,
-            finished=finished,
-            done_B=state.done_B | settled_B | (step + 1 >= max_length_B),
-            cache=_reorder(cache, coupling.parent_pairs(parents_BWK), coupling),
-        )
+        with jax.named_scope("reorder"):
+            rows_after, outcomes, next_sentence = queue.move_on(
+                dataclasses.replace(
+                    state.rows,
+                    step_B=jnp.where(state.rows.idle_B, step_B, step_B + 1),
+                    alive=alive,
+                    finished=finished,
+                    origins_BPWT=queue.follow(
+                        state.rows.origins_BPWT, coupling.parent_pairs(parents_BWK), step_B
+                    ),
+                ),
+                state.outcomes,
+                state.next_sentence,
+                done_B=~state.rows.idle_B & (settled_B | (step_B + 1 >= max_length_B)),
+            )
+        return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
 
-    first = _first(cache, coupling.hypotheses, len(markers.ways), steps, max_length_B)
+    first = _State(
+        steps=jnp.int32(0),
+        rows=queue.fresh_rows(rows, coupling.pairs, ways, coupling.hypotheses, steps),
+        outcomes=queue.no_outcomes(len(max_length_Q), ways, coupling.hypotheses, steps),
+        next_sentence=jnp.int32(rows),
+        cache=cache,
+    )
     last = jax.lax.while_loop(not_done, extend, first)
-    return _result(last, markers, max_length_B, config)
-
-
-def _first(cache: Any, hypotheses: int, ways: int, steps: int, max_length_B: jax.Array) -> _State:
-    """The state before the first step."""
-    alive, finished = hyps.empty_beams(max_length_B.shape[0], ways, hypotheses, steps, PAD)
-    return _State(jnp.int32(0), alive, finished, done_B=max_length_B <= 0, cache=cache)
-
-
-def _reorder(cache: Any, parents_BPW: jax.Array, coupling: Coupling) -> Any:
-    """Each stream of each new pair goes on with its parent's cache, leaves [B, P, W, ...]."""
-    if coupling.pairs == 1:
-        return cache
-    ways_W = jnp.arange(parents_BPW.shape[-1])
-    take = jax.vmap(lambda leaf_PW, parents_PW: leaf_PW[parents_PW, ways_W])
-    return jax.tree.map(lambda leaf: take(leaf, parents_BPW), cache)
+    return _result(last, markers, max_length_Q, config)
 
 
 def _result(
-    state: _State, markers: Markers, max_length_B: jax.Array, config: SearchConfig
+    state: _State, markers: Markers, max_length_Q: jax.Array, config: SearchConfig
 ) -> BeamSearchResult:
     """Puts the finished and the unfinished hypotheses into one n-best list a direction."""
     # A sentence that was settled before its maximum length has nothing cut off; but by the bound
     # that settled it, its alive hypotheses do not come before any of its n best.
-    searched_B11 = (max_length_B > 0)[:, None, None]
-    log_probs_BWK = jnp.where(searched_B11, state.alive.log_probs_BWK, -jnp.inf)
-    length_B = jnp.maximum(max_length_B, 1)
-    penalty_B = length_penalty(length_B, config.length_penalty, config.alpha)
+    outcomes = state.outcomes
+    log_probs_QWK = outcomes.alive.log_probs_BWK
+    length_Q = jnp.maximum(max_length_Q, 1)
+    penalty_Q = length_penalty(length_Q, config.length_penalty, config.alpha)
     cut_off = hyps.Finished(
-        tokens_BWKT=state.alive.tokens_BWKT,
-        log_probs_BWK=log_probs_BWK,
-        scores_BWK=log_probs_BWK / penalty_B[:, None, None],
-        lengths_BWK=jnp.broadcast_to(length_B[:, None, None], log_probs_BWK.shape),
+        tokens_BWKT=outcomes.alive.tokens_BWKT,
+        log_probs_BWK=log_probs_QWK,
+        scores_BWK=log_probs_QWK / penalty_Q[:, None, None],
+        lengths_BWK=jnp.broadcast_to(length_Q[:, None, None], log_probs_QWK.shape),
     )
-    both = jax.tree.map(lambda *beams: jnp.concatenate(beams, axis=2), state.finished, cut_off)
-    valid_BWC = both.scores_BWK > -jnp.inf
-    finished_BWC = (
-        valid_BWC & (jnp.arange(valid_BWC.shape[-1]) < valid_BWC.shape[-1] // 2)[None, None]
+    both = jax.tree.map(lambda *beams: jnp.concatenate(beams, axis=2), outcomes.finished, cut_off)
+    # A sentence without room for a prediction took a step in vain.
+    searched_Q11 = (max_length_Q > 0)[:, None, None]
+    log_probs_QWC = jnp.where(searched_Q11, both.log_probs_BWK, -jnp.inf)
+    both = dataclasses.replace(
+        both,
+        log_probs_BWK=log_probs_QWC,
+        scores_BWK=jnp.where(searched_Q11, both.scores_BWK, -jnp.inf),
     )
-    order_BWN = _n_best(both.scores_BWK, valid_BWC, finished_BWC, config)
-    best = jax.tree.map(lambda values: hyps.take_hypotheses(values, order_BWN), both)
-    valid_BWN = hyps.take_hypotheses(valid_BWC, order_BWN)
-    finished_BWN = hyps.take_hypotheses(finished_BWC, order_BWN)
-    lengths_BWN = jnp.where(valid_BWN, best.lengths_BWK - finished_BWN, 0)
+    valid_QWC = log_probs_QWC > -jnp.inf
+    finished_QWC = (
+        valid_QWC & (jnp.arange(valid_QWC.shape[-1]) < valid_QWC.shape[-1] // 2)[None, None]
+    )
+    order_QWN = _n_best(both.scores_BWK, valid_QWC, finished_QWC, config)
+    best = jax.tree.map(lambda values: hyps.take_hypotheses(values, order_QWN), both)
+    valid_QWN = hyps.take_hypotheses(valid_QWC, order_QWN)
+    finished_QWN = hyps.take_hypotheses(finished_QWC, order_QWN)
+    lengths_QWN = jnp.where(valid_QWN, best.lengths_BWK - finished_QWN, 0)
     return BeamSearchResult(
-        tokens_BWNT=_in_reading_order(best.tokens_BWKT, lengths_BWN, markers),
-        lengths_BWN=lengths_BWN,
-        log_probs_BWN=best.log_probs_BWK,
-        scores_BWN=best.scores_BWK,
-        finished_BWN=finished_BWN,
-        valid_BWN=valid_BWN,
-        winner_B=_winner(best.scores_BWK[..., 0], finished_BWN[..., 0], config),
-        steps=state.step,
+        tokens_QWNT=_in_reading_order(best.tokens_BWKT, lengths_QWN, markers),
+        lengths_QWN=lengths_QWN,
+        log_probs_QWN=best.log_probs_BWK,
+        scores_QWN=best.scores_BWK,
+        finished_QWN=finished_QWN,
+        valid_QWN=valid_QWN,
+        winner_Q=_winner(best.scores_BWK[..., 0], finished_QWN[..., 0], config),
+        steps_Q=jnp.where(max_length_Q > 0, outcomes.steps_Q, 0),
+        steps=state.steps,
     )
 
 
 def _n_best(
-    scores_BWC: jax.Array, valid_BWC: jax.Array, finished_BWC: jax.Array, config: SearchConfig
+    scores_QWC: jax.Array, valid_QWC: jax.Array, finished_QWC: jax.Array, config: SearchConfig
 ) -> jax.Array:
-    """The order of the n-best list, [B, W, N]; each half of C is in order already."""
+    """The order of the n-best list, [Q, W, N]; each half of C is in order already."""
     if config.rank_unfinished:
-        key_BWC = -scores_BWC
+        key_QWC = -scores_QWC
     else:
-        key_BWC = jnp.where(finished_BWC, 0, jnp.where(valid_BWC, 1, 2))
-    return jnp.argsort(key_BWC, axis=-1, stable=True)[..., : config.n_best]
+        key_QWC = jnp.where(finished_QWC, 0, jnp.where(valid_QWC, 1, 2))
+    return jnp.argsort(key_QWC, axis=-1, stable=True)[..., : config.n_best]
 
 
-def _winner(scores_BW: jax.Array, finished_BW: jax.Array, config: SearchConfig) -> jax.Array:
-    """The way of the better best hypothesis, [B]."""
+def _winner(scores_QW: jax.Array, finished_QW: jax.Array, config: SearchConfig) -> jax.Array:
+    """The way of the better best hypothesis, [Q]."""
     if not config.rank_unfinished:
-        eligible_BW = finished_BW | ~finished_BW.any(axis=1, keepdims=True)
-        scores_BW = jnp.where(eligible_BW, scores_BW, -jnp.inf)
-    return jnp.argmax(scores_BW, axis=1).astype(jnp.int32)
+        eligible_QW = finished_QW | ~finished_QW.any(axis=1, keepdims=True)
+        scores_QW = jnp.where(eligible_QW, scores_QW, -jnp.inf)
+    return jnp.argmax(scores_QW, axis=1).astype(jnp.int32)
 
 
 def _in_reading_order(
-    tokens_BWNT: jax.Array, lengths_BWN: jax.Array, markers: Markers
+    tokens_QWNT: jax.Array, lengths_QWN: jax.Array, markers: Markers
 ) -> jax.Array:
     """Turns what was written from the right, and puts PAD behind the end."""
-    steps_T = jnp.arange(tokens_BWNT.shape[-1])[None, None, None]
-    lengths_BWN1 = lengths_BWN[..., None]
+    steps_T = jnp.arange(tokens_QWNT.shape[-1])[None, None, None]
+    lengths_QWN1 = lengths_QWN[..., None]
     from_right_W = jnp.array([way == "r2l" for way in markers.ways])[None, :, None, None]
-    index_BWNT = jnp.where(from_right_W, lengths_BWN1 - 1 - steps_T, steps_T)
-    written_BWNT = jnp.take_along_axis(tokens_BWNT, jnp.maximum(index_BWNT, 0), axis=3)
-    return jnp.where(steps_T < lengths_BWN1, written_BWNT, PAD)
+    index_QWNT = jnp.where(from_right_W, lengths_QWN1 - 1 - steps_T, steps_T)
+    written_QWNT = jnp.take_along_axis(tokens_QWNT, jnp.maximum(index_QWNT, 0), axis=3)
+    return jnp.where(steps_T < lengths_QWN1, written_QWNT, hyps.PAD)

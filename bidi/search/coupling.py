@@ -30,7 +30,7 @@ class Coupling(Protocol):
         """What each next token is worth to each hypothesis, [B, W, K, V]; `alive_BWK` is bool."""
 
     def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
-        """For each new pair and way, the old pair whose cache it goes on with: int32 [B, P, W]."""
+        """The old pair whose history each way of a new pair goes on with, int32 [B, P, W]."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from bidi.search.scoring import Penalty, length_penalty
+from bidi.search.top_k import top_k
+
+PAD = 0  # behind the end of an output; never a token
 
 
 @flax.struct.dataclass
@@ -56,18 +59,16 @@ class Candidates:
     tokens_BWC: jax.Array
 
 
-def empty_beams(
-    batch: int, ways: int, hypotheses: int, steps: int, pad: int
-) -> tuple[Alive, Finished]:
+def empty_beams(batch: int, ways: int, hypotheses: int, steps: int) -> tuple[Alive, Finished]:
     """One empty alive hypothesis in each direction, none finished."""
-    tokens_BWKT = jnp.full((batch, ways, hypotheses, steps), pad, jnp.int32)
+    tokens_BWKT = jnp.full((batch, ways, hypotheses, steps), PAD, jnp.int32)
     nothing_BWK = jnp.full((batch, ways, hypotheses), -jnp.inf)
     lengths_BWK = jnp.zeros((batch, ways, hypotheses), jnp.int32)
     alive = Alive(tokens_BWKT, nothing_BWK.at[..., 0].set(0.0))
     return alive, Finished(tokens_BWKT, nothing_BWK, nothing_BWK, lengths_BWK)
 
 
-def best_candidates(alive: Alive, extensions_BWKV: jax.Array, allowed_WV: jax.Array) -> Candidates:
+def best_candidates(alive: Alive, extensions_BWKV: jax.Array, allowed_BWV: jax.Array) -> Candidates:
     """The 2K best extensions: enough, as at most K of them end.
 
     Ties go to the hypothesis that ranks higher, then to the smaller token id.
@@ -75,9 +76,9 @@ def best_candidates(alive: Alive, extensions_BWKV: jax.Array, allowed_WV: jax.Ar
     batch, ways, hypotheses, vocabulary = extensions_BWKV.shape
     log_probs_BWK1 = alive.log_probs_BWK[..., None]
     # A dead hypothesis may hold anything, NaN too: it must not be computed with.
-    possible_BWKV = (log_probs_BWK1 > -jnp.inf) & allowed_WV[None, :, None, :]
+    possible_BWKV = (log_probs_BWK1 > -jnp.inf) & allowed_BWV[:, :, None, :]
     scores_BWKV = jnp.where(possible_BWKV, log_probs_BWK1 + extensions_BWKV, -jnp.inf)
-    log_probs_BWC, flat_BWC = jax.lax.top_k(
+    log_probs_BWC, flat_BWC = top_k(
         scores_BWKV.reshape(batch, ways, hypotheses * vocabulary), 2 * hypotheses
     )
     parents_BWC, tokens_BWC = divmod(flat_BWC, vocabulary)
@@ -89,7 +90,7 @@ def keep_finished(
     alive: Alive,
     candidates: Candidates,
     ends_BWC: jax.Array,
-    step: jax.Array,
+    step_B: jax.Array,
     kind: Penalty,
     alpha: float,
 ) -> Finished:
@@ -99,14 +100,14 @@ def keep_finished(
     search with a nearly certain first token would also collect the empty output.
     """
     hypotheses = alive.log_probs_BWK.shape[-1]
-    length = step + 1
+    length_B11 = (step_B + 1)[:, None, None]
     counted_BWK = ends_BWC[..., :hypotheses]
     log_probs_BWK = jnp.where(counted_BWK, candidates.log_probs_BWC[..., :hypotheses], -jnp.inf)
     ended = Finished(
         tokens_BWKT=take_hypotheses(alive.tokens_BWKT, candidates.parents_BWC[..., :hypotheses]),
         log_probs_BWK=log_probs_BWK,
-        scores_BWK=log_probs_BWK / length_penalty(length, kind, alpha),
-        lengths_BWK=jnp.full(log_probs_BWK.shape, length, jnp.int32),
+        scores_BWK=log_probs_BWK / length_penalty(length_B11, kind, alpha),
+        lengths_BWK=jnp.broadcast_to(length_B11, log_probs_BWK.shape),
     )
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=2), finished, ended)
     # top_k is stable: at a tie the one that finished earlier stays ahead.
@@ -115,7 +116,7 @@ def keep_finished(
 
 
 def keep_alive(
-    alive: Alive, candidates: Candidates, ends_BWC: jax.Array, step: jax.Array
+    alive: Alive, candidates: Candidates, ends_BWC: jax.Array, step_B: jax.Array
 ) -> tuple[Alive, jax.Array]:
     """The K best candidates that do not end, and the ranks of their parents [B, W, K]."""
     hypotheses = alive.log_probs_BWK.shape[-1]
@@ -123,8 +124,11 @@ def keep_alive(
     log_probs_BWK, chosen_BWK = jax.lax.top_k(going_on_BWC, hypotheses)
     parents_BWK = take_hypotheses(candidates.parents_BWC, chosen_BWK)
     tokens_BWK = take_hypotheses(candidates.tokens_BWC, chosen_BWK)
-    tokens_BWKT = jax.lax.dynamic_update_slice_in_dim(
-        take_hypotheses(alive.tokens_BWKT, parents_BWK), tokens_BWK[..., None], step, axis=3
+    here_BT = jnp.arange(alive.tokens_BWKT.shape[-1])[None] == step_B[:, None]
+    tokens_BWKT = jnp.where(
+        here_BT[:, None, None],
+        tokens_BWK[..., None],
+        take_hypotheses(alive.tokens_BWKT, parents_BWK),
     )
     return Alive(tokens_BWKT, log_probs_BWK), parents_BWK
 
@@ -133,8 +137,3 @@ def take_hypotheses(values: jax.Array, order_BWK: jax.Array) -> jax.Array:
     """values[b, w, order[b, w, k]] for each k; values lead with [B, W, any]."""
     index = order_BWK.reshape(*order_BWK.shape, *(1,) * (values.ndim - 3))
     return jnp.take_along_axis(values, index, axis=2)
-
-
-def where_done(done_B: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    """The old values of sentences that are done, the new values of the others."""
-    return jnp.where(done_B.reshape(-1, *(1,) * (new.ndim - 1)), old, new)

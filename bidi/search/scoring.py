@@ -29,7 +29,7 @@ def length_penalty(length: jax.Array, kind: Penalty, alpha: float) -> jax.Array:
 
 def best_reachable_score(
     alive_log_probs_BWK: jax.Array,
-    next_length: jax.Array,
+    next_length_B: jax.Array,
     max_length_B: jax.Array,
     kind: Penalty,
     alpha: float,
@@ -40,6 +40,6 @@ def best_reachable_score(
     one, a <= 0; and a / penalty(n) is monotone in n: with alpha >= 0 the greatest length that is
     allowed is the kindest, with alpha < 0 the smallest that is still to come.
     """
-    kindest_B = max_length_B if alpha >= 0 else jnp.minimum(next_length, max_length_B)
+    kindest_B = max_length_B if alpha >= 0 else jnp.minimum(next_length_B, max_length_B)
     penalty_B = length_penalty(jnp.maximum(kindest_B, 1), kind, alpha)
     return alive_log_probs_BWK.max(axis=-1) / penalty_B[:, None]

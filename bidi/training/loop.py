@@ -27,7 +27,7 @@ from bidi.provenance import CompileMeter, provenance
 from bidi.training.checkpoints import Checkpoints
 from bidi.training.partitioner import Pmap
 from bidi.training.report import Reporter, TrainMeter, means
-from bidi.training.step import Trainer, TrainState
+from bidi.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +86,8 @@ class _Run:
     def __init__(self, experiment: Experiment, prepared: Prepared, workdir: pathlib.Path):
         self.experiment, self.config = experiment, experiment.training
         self.workdir = workdir
-        self.trainer = Trainer(
-            model=experiment.make_model(prepared.source_vocabulary, prepared.target_vocabulary),
-            optimizer=experiment.optimizer.make(),
-            label_smoothing=self.config.label_smoothing,
-            ema_decay=self.config.ema_decay,
+        self.trainer = experiment.make_trainer(
+            prepared.source_vocabulary, prepared.target_vocabulary
         )
         self.partitioner = Pmap(self.trainer, self.config.accumulation, experiment.batches.rows)
         self.data = pipeline.training_batches(

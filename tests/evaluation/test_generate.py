@@ -27,7 +27,7 @@ SOURCES = ["abc", "", "d", "dcba", "a", "   ", "abq", "cc", "bbbbbbb"]
 # some of their hypotheses and are cut off in others.
 MODELS = {
     "swap": {"markers": "swap", "seed": 34, "interaction": "layers", "own_decoders": True},
-    "tags": {"markers": "tags", "seed": 11, "interaction": "top"},
+    "tags": {"markers": "tags", "seed": 40, "interaction": "top"},
 }
 
 
@@ -91,10 +91,13 @@ def test_a_source_alone_is_searched_as_among_others():
 def test_devices_and_batch_size_change_nothing(monkeypatch):
     """Three rows on one device, elsewhere eight on eight."""
     assert jax.local_device_count() == 8
+    # The other generator must be made before it is told that there is one device.
+    assert generator_of("swap")._devices == 8
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     generator, tally = make_generator(batch_tokens=24, **MODELS["swap"]), Tally()
     assert_same(generator.search(SOURCES, SEARCH, tally), found_by("swap"))
-    assert (tally.sentences, tally.batches) == (9, 3)
+    assert (tally.sentences, tally.batches) == (9, 1)
+    assert tally.row_steps_run % 3 == 0
     outputs = [[h.tokens for h in one.all] for one in found_by("swap")]
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4),
@@ -136,7 +139,7 @@ def test_scores_are_those_of_the_streams_alone():
             ones = np.ones_like(inputs_BPWT)
             logits = tiny.decode(
                 generator._model,
-                generator._params,
+                generator.params,
                 batch,
                 (inputs_BPWT, ones, tiny.positions(ones)),
                 interact=False,
@@ -213,7 +216,9 @@ def test_a_source_too_long_is_cut_and_counted():
     sources = ["abcdabcd", "abcdabc", "abcdabcdbb"]
     found = generator_of("swap").search(sources, SEARCH, tally)
     assert (tally.sentences, tally.truncated, tally.batches) == (3, 2, 1)
-    assert 0 < tally.steps <= SEARCH.max_length(7)
+    assert 3 <= tally.row_steps_needed <= 3 * SEARCH.max_length(7)
+    # Each of eight devices has a row: five of them nothing to do, which takes a step to see.
+    assert tally.row_steps_run == tally.row_steps_needed + 5
     assert_same(found[::2], [found[1]] * 2)
     generator_of("swap").search(sources, SEARCH, tally)
     assert (tally.sentences, tally.truncated, tally.batches) == (6, 4, 2)

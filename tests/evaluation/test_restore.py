@@ -24,7 +24,7 @@ def test_checkpoints_by_name_and_step(trained):
     for checkpoint, step in (("best", STEPS), ("latest", STEPS), (str(STEPS // 2), STEPS // 2)):
         generator, found = restore_generator(str(trained.both), loaded, checkpoint)
         assert found == step
-        params[checkpoint] = generator._params
+        params[checkpoint] = generator.params
         assert generator.target_vocabulary.decode([6]).isupper()
     jax.tree.map(np.testing.assert_array_equal, params["best"], params["latest"])
     moved = jax.tree.map(

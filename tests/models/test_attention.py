@@ -19,6 +19,7 @@ from bidi.models.attention import (
     merge_heads,
     source_mask,
     split_heads,
+    split_keys,
 )
 from tests.models.tiny import quick_jit
 
@@ -43,7 +44,7 @@ def numpy_attend(q_TE, k_SE, v_SE, mask_TS):
 @given(hnp.arrays(bool, (2, 1, 3, 5)))
 def test_attend_is_its_definition(mask_B1TS):
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4, seed=1)
-    found = np.asarray(quick_jit(attend)(q, k, v, mask_B1TS))
+    found = np.asarray(quick_jit(attend)(q, k.swapaxes(-1, -2), v, mask_B1TS))
     for b, h in np.ndindex(2, 2):
         expected = numpy_attend(q[b, h], k[b, h], v[b, h], mask_B1TS[b, 0])
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
@@ -58,12 +59,12 @@ def test_gradients_are_finite_where_nothing_is_seen():
     mask[:, 1], mask[:, :, 4] = False, False
     weights = normal(2, 3, 4, seed=2)
     gradients = quick_jit(jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2)))
-    dq, dk, dv = gradients(q, k, v)
+    dq, dk, dv = gradients(q, k.swapaxes(-1, -2), v)
     for gradient in (dq, dk, dv):
         assert np.isfinite(gradient).all()
         assert (gradient != 0).any()
     assert (dq[:, 1] == 0).all()
-    assert (dk[:, 4] == 0).all()
+    assert (dk[..., 4] == 0).all()
     assert (dv[:, 4] == 0).all()
 
 
@@ -109,7 +110,8 @@ def test_source_mask_joins_equal_segments(queries_BT, source_BS):
 def test_attend_both_is_two_readings(segments_BPWT):
     shape_BPWHTE = (2, 1, 2, 2, 4, 4)
     q, k, v = (normal(*shape_BPWHTE, seed=seed) for seed in range(3))
-    history, future = jax.device_get(quick_jit(attend_both)(q, k, v, both_mask(segments_BPWT)))
+    read = quick_jit(attend_both)(q, k.swapaxes(-1, -2), v, both_mask(segments_BPWT))
+    history, future = jax.device_get(read)
     for b, w, h in np.ndindex(2, 2, 2):
         own, other = (b, 0, w, h), (b, 0, 1 - w, h)
         own_T, other_T = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
@@ -125,6 +127,7 @@ def test_heads_are_slices_of_the_model_size():
     x_BTD = normal(2, 3, 8)
     x_BHTE = split_heads(x_BTD, 2)
     np.testing.assert_array_equal(x_BHTE[:, 1], x_BTD[..., 4:])
+    np.testing.assert_array_equal(split_keys(x_BTD, 2), x_BHTE.swapaxes(-1, -2))
     np.testing.assert_array_equal(merge_heads(x_BHTE), x_BTD)
 
 

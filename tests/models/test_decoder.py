@@ -193,15 +193,17 @@ def test_the_source_is_never_copied_for_pairs(own):
     source = jax.eval_shape(
         lambda params: model.apply({"params": params}, sources, method="start"), params
     )
-    # [B, G, H, S, E]
-    shape = (batch, 2 if own else 1, 2, 40, size // 2)
-    assert [x.shape for x in jax.tree.leaves(source.keys_values)] == [shape] * 4
+    # [B, G, H, E, S] and [B, G, H, S, E]
+    leading = (batch, 2 if own else 1, 2)
+    shapes = [(*leading, size // 2, 40), (*leading, 40, size // 2)]
+    assert [x.shape for x in jax.tree.leaves(source.keys_values)] == shapes * 2
 
     def step(params, source):
         apply = functools.partial(model.apply, {"params": params})
         cache = apply(batch, pairs, steps, method="empty_cache")
         tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
-        return apply(source, cache, tokens_BPW, jnp.int32(0), method="decode_step")
+        where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
+        return apply(source, cache, tokens_BPW, *where, method="decode_step")
 
     program = str(jax.make_jaxpr(step)(params, source))
     sizes = {

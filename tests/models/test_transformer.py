@@ -277,10 +277,10 @@ def test_softmax_and_logits_are_float32(tied):
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {np.dtype(jax.numpy.bfloat16)}
 
     def step(params, tokens_BPW):
-        source = model.apply({"params": params}, SOURCE, method="start")
-        return model.apply(
-            {"params": params}, source, cache, tokens_BPW, np.int32(0), method="decode_step"
-        )
+        apply = functools.partial(model.apply, {"params": params})
+        where = np.zeros(2, np.int32), np.zeros((2, 3, 2, 6), np.int32)
+        source = apply(SOURCE, method="start")
+        return apply(source, cache, tokens_BPW, *where, method="decode_step")
 
     for program in (
         jax.make_jaxpr(step)(params, STREAMS[0][..., 0]),

@@ -1,6 +1,6 @@
 """The search with a model's cache against the oracle, which runs the model on whole prefixes.
 
-B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, W ways, N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -18,28 +18,31 @@ from tests.models import tiny
 from tests.search import oracle
 
 STEPS = 6
-MAX_LENGTH_B = np.array([6, 4, 5], np.int32)
+MAX_LENGTH_Q = np.array([6, 4, 5], np.int32)
 SOURCE = tiny.source_batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 SWAP, TAGS, ONE_WAY = Streams("both", "swap"), Streams("both", "tags"), Streams("r2l", "tags")
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config"))
-def run_search(model, params, streams, config) -> BeamSearchResult:
+@functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config", "rows"))
+def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     apply = functools.partial(model.apply, {"params": params})
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
 
-    def decode_step(cache, tokens_BPW, step):
-        return apply(source, cache, tokens_BPW, step, interact, method="decode_step")
+    def decode_step(cache, tokens_BPW, place):
+        at_work = jax.tree.map(lambda leaf: jnp.asarray(leaf)[place.sentence_B], source)
+        where = place.step_B, place.origins_BPWT
+        return apply(at_work, cache, tokens_BPW, *where, interact, method="decode_step")
 
     allowed_WV = np.tile(np.arange(tiny.TARGETS) >= FIRST_TEXT_ID, (model.ways, 1))
     allowed_WV[np.arange(model.ways), streams.ends] = True
     pairs = config.make_coupling(model.ways).pairs
     return beam_search(
         decode_step,
-        apply(len(MAX_LENGTH_B), pairs, STEPS, method="empty_cache"),
+        apply(rows, pairs, STEPS, method="empty_cache"),
         markers=Markers(streams.directions, streams.starts, streams.ends, allowed_WV),
-        max_length_B=jnp.asarray(MAX_LENGTH_B),
+        max_length_Q=jnp.asarray(MAX_LENGTH_Q),
+        rows=rows,
         steps=STEPS,
         config=config,
     )
@@ -52,11 +55,11 @@ class Case:
     streams: Streams
     config: dict
 
-    def search(self) -> BeamSearchResult:
-        """The search of all sentences."""
+    def search(self, rows: int) -> BeamSearchResult:
+        """The search of all sentences, so many at a time."""
         beam_size = self.hypotheses * (2 if self.coupling == "paired" else 1)
         config = SearchConfig(self.coupling, beam_size, n_best=self.hypotheses)
-        return jax.device_get(run_search(self.model, self.params, self.streams, config))
+        return jax.device_get(run_search(self.model, self.params, self.streams, config, rows))
 
     def reference(self, sentence: int) -> oracle.Answer:
         """The oracle's search of one."""
@@ -65,7 +68,7 @@ class Case:
             ways=self.streams.directions,
             end=self.streams.ends,
             allowed=tuple((end, *texts) for end in self.streams.ends),
-            max_length=int(MAX_LENGTH_B[sentence]),
+            max_length=int(MAX_LENGTH_Q[sentence]),
             coupling=self.coupling,
             hypotheses=self.hypotheses,
             n_best=self.hypotheses,
@@ -113,27 +116,28 @@ EXACT = {
 }
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("case", EXACT.values(), ids=EXACT)
-def test_search_with_a_cache_is_search_over_whole_prefixes(case):
-    result = case.search()
-    for b in range(len(MAX_LENGTH_B)):
-        answer = case.reference(b)
+def test_search_with_a_cache_is_search_over_whole_prefixes(case, rows):
+    result = case.search(rows)
+    for q in range(len(MAX_LENGTH_Q)):
+        answer = case.reference(q)
         for way, hypotheses in enumerate(answer.n_best):
             expected = [(h.reading(case.streams.directions[way]), h.finished) for h in hypotheses]
-            lengths_N, finished_N = result.lengths_BWN[b, way], result.finished_BWN[b, way]
-            tokens_NT = result.tokens_BWNT[b, way]
+            lengths_N, finished_N = result.lengths_QWN[q, way], result.finished_QWN[q, way]
+            tokens_NT = result.tokens_QWNT[q, way]
             found = [
                 (tuple(tokens_NT[n, : lengths_N[n]]), finished_N[n]) for n in range(len(lengths_N))
             ]
             assert found == expected
             log_probs = [hypothesis.log_prob for hypothesis in hypotheses]
-            np.testing.assert_allclose(result.log_probs_BWN[b, way], log_probs, atol=1e-4)
-        assert result.winner_B[b] == answer.winner
+            np.testing.assert_allclose(result.log_probs_QWN[q, way], log_probs, atol=1e-4)
+        assert result.winner_Q[q] == answer.winner
 
 
 def test_pairs_by_rank_are_approximate_in_deeper_layers():
     """As `ByRank` says: a stream's deeper entries were computed beside a former partner."""
     case = Case("paired", 4, SWAP, {"interaction": "layers", "decoder_layers": 2})
-    answers = [case.reference(b) for b in range(len(MAX_LENGTH_B))]
-    exact_BWN = [[[h.log_prob for h in listed] for listed in one.n_best] for one in answers]
-    assert np.abs(case.search().log_probs_BWN - np.array(exact_BWN)).max() > 0.01
+    answers = [case.reference(q) for q in range(len(MAX_LENGTH_Q))]
+    exact_QWN = [[[h.log_prob for h in listed] for listed in one.n_best] for one in answers]
+    assert np.abs(case.search(rows=2).log_probs_QWN - np.array(exact_QWN)).max() > 0.01

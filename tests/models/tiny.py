@@ -1,6 +1,6 @@
 """Models that compile in seconds, with random parameters that are all in play.
 
-B batch, P pairs, W ways, S source steps, T target steps, V vocabulary.
+B batch, P pairs, W ways, S source steps, T target steps, I steps of the cache, V vocabulary.
 """
 
 import functools
@@ -91,13 +91,28 @@ def decode(model, params, batch, streams, interact) -> jax.Array:
     return model.apply({"params": params}, source, *streams, interact=interact, method="decode")
 
 
-@functools.partial(quick_jit, static_argnames=("model", "interact"))
 def decode_step_by_step(model, params, batch, inputs_BPWT, interact) -> jax.Array:
     """The same streams fed to the cache token by token: log-probabilities [B, P, W, T, V]."""
+    rows, pairs, ways, steps = inputs_BPWT.shape
+    step_IB = np.tile(np.arange(steps, dtype=np.int32)[:, None], (1, rows))
+    shape_IBPWT = (steps, rows, pairs, ways, steps + 2)
+    origins_IBPWT = np.indices(shape_IBPWT, np.int32)[2]
+    log_probs_IBPWV = decode_steps(
+        model, params, batch, (np.moveaxis(inputs_BPWT, -1, 0), step_IB, origins_IBPWT), interact
+    )
+    return jnp.moveaxis(log_probs_IBPWV, 0, 3)
+
+
+@functools.partial(quick_jit, static_argnames=("model", "interact"))
+def decode_steps(model, params, batch, steps, interact) -> jax.Array:
+    """One step with the cache after another: log-probabilities [I, B, P, W, V].
+
+    `steps`: tokens [I, B, P, W], steps [I, B] and origins [I, B, P, W, T].
+    """
     apply = functools.partial(model.apply, {"params": params})
     source = apply(batch, method="start")
-    rows, pairs, _, steps = inputs_BPWT.shape
-    cache = apply(rows, pairs, steps + 2, method="empty_cache")
+    _, rows, pairs, _, room = steps[2].shape
+    cache = apply(rows, pairs, room, method="empty_cache")
     # Room that is not yet written must not matter, whatever is in it.
     cache = jax.tree.map(lambda room: room + 3, cache)
 
@@ -105,6 +120,4 @@ def decode_step_by_step(model, params, batch, inputs_BPWT, interact) -> jax.Arra
         log_probs_BPWV, cache = apply(source, cache, *xs, interact, method="decode_step")
         return cache, log_probs_BPWV
 
-    tokens_TBPW = jnp.moveaxis(jnp.asarray(inputs_BPWT), -1, 0)
-    _, log_probs_TBPWV = jax.lax.scan(step, cache, (tokens_TBPW, jnp.arange(steps)))
-    return jnp.moveaxis(log_probs_TBPWV, 0, 3)
+    return jax.lax.scan(step, cache, steps)[1]

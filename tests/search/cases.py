@@ -1,6 +1,6 @@
 """Searches to compare with the oracle: their settings, their compiled run, what must be equal.
 
-B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, W ways, N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -122,34 +122,44 @@ def jit_search(case: Case, step_fn, markers: Markers):
     return jax.jit(
         functools.partial(
             beam_search, step_fn, markers=markers, steps=case.steps, config=case.config()
-        )
+        ),
+        static_argnames="rows",
     )
 
 
-def search(case: Case, sentences: list[Sentence], run=None) -> BeamSearchResult:
-    pairs = case.config().make_coupling(len(case.ways)).pairs
-    cache = tables.cache(sentences, pairs, len(case.ways), case.steps)
-    max_length_B = np.array([s.max_length for s in sentences], np.int32)
-    return jax.device_get((run or compiled(case))(cache, max_length_B=max_length_B))
+def search(
+    case: Case, sentences: list[Sentence], run=None, rows: int | None = None, garbage: int = 0
+) -> BeamSearchResult:
+    """Searches a queue of sentences, each in a row of its own unless `rows` is given.
+
+    `garbage`: seed of what the cache holds before anything is written.
+    """
+    rows = len(sentences) if rows is None else rows
+    ways = len(case.ways)
+    pairs = case.config().make_coupling(ways).pairs
+    cache = tables.cache(sentences, (rows, pairs, ways, case.steps), garbage)
+    max_length_Q = np.array([s.max_length for s in sentences], np.int32)
+    run = run or compiled(case)
+    return jax.device_get(run(cache, max_length_Q=max_length_Q, rows=rows))
 
 
-def assert_sentence(result: BeamSearchResult, b: int, case: Case, answer: oracle.Answer) -> None:
-    """Sentence b of the result is the oracle's answer."""
+def assert_sentence(result: BeamSearchResult, q: int, case: Case, answer: oracle.Answer) -> None:
+    """Sentence q of the result is the oracle's answer."""
     exact = case.coupling != "product"
     for w, expected in enumerate(answer.n_best):
         count = len(expected)
         valid = [n < count for n in range(case.n_best)]
-        assert result.valid_BWN[b, w].tolist() == valid
-        assert result.scores_BWN[b, w, count:].tolist() == [-np.inf] * (case.n_best - count)
-        assert not result.finished_BWN[b, w, count:].any()
+        assert result.valid_QWN[q, w].tolist() == valid
+        assert result.scores_QWN[q, w, count:].tolist() == [-np.inf] * (case.n_best - count)
+        assert not result.finished_QWN[q, w, count:].any()
         for n, hypothesis in enumerate(expected):
             reading = hypothesis.reading(case.ways[w])
-            padding = result.tokens_BWNT.shape[-1] - len(reading)
-            assert result.tokens_BWNT[b, w, n].tolist() == [*reading, *[0] * padding]
-            assert result.lengths_BWN[b, w, n] == len(reading)
-            assert result.finished_BWN[b, w, n] == hypothesis.finished
-            log_prob, score = result.log_probs_BWN[b, w, n], result.scores_BWN[b, w, n]
+            padding = result.tokens_QWNT.shape[-1] - len(reading)
+            assert result.tokens_QWNT[q, w, n].tolist() == [*reading, *[0] * padding]
+            assert result.lengths_QWN[q, w, n] == len(reading)
+            assert result.finished_QWN[q, w, n] == hypothesis.finished
+            log_prob, score = result.log_probs_QWN[q, w, n], result.scores_QWN[q, w, n]
             assert log_prob == pytest.approx(hypothesis.log_prob, rel=0, abs=0 if exact else 1e-5)
             score_expected = hypothesis.score(case.task(case.steps))
             assert score == pytest.approx(score_expected, rel=1e-5, abs=1e-5)
-    assert result.winner_B[b] == answer.winner
+    assert result.winner_Q[q] == answer.winner

@@ -1,10 +1,10 @@
 """Random log-probabilities as a function of whole prefixes: for the oracle, and as a decode step.
 
 A prefix is hashed in 32-bit integers, so both have the same numbers exactly. The decode step keeps
-the prefixes in its cache, as a model keeps keys and values: a search that reorders the cache
-wrongly reads other numbers.
+in its cache what was written in each pair's place, as a model keeps keys and values, and puts the
+prefixes together by their origins: a search that loses track of them reads other numbers.
 
-B batch, P pairs, W ways, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, W ways, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -61,17 +61,19 @@ def log_probs(sentence: Sentence, start: tuple[int, ...], end: tuple[int, ...], 
     return row
 
 
-def cache(sentences: list[Sentence], pairs: int, ways: int, steps: int) -> dict:
-    """The cache of `decode_step`: every leaf leads with [B, P, W]."""
+def cache(
+    sentences: list[Sentence], shape_BPWT: tuple[int, int, int, int], garbage: int = 0
+) -> dict:
+    """The cache of `decode_step`: what is written, garbage at first; and the sentences' tables [Q].
 
-    def leaf(name):
-        values = np.array([getattr(s, name) for s in sentences], np.uint32)
-        return np.ascontiguousarray(
-            np.broadcast_to(values[:, None, None], (len(values), pairs, ways))
-        )
-
-    prefixes = np.full((len(sentences), pairs, ways, steps), 99, np.int32)
-    return {"prefixes": prefixes} | {name: leaf(name) for name in ("seed", "levels", "end_cost")}
+    `garbage`: a seed. No token of any table is in it.
+    """
+    tables_Q = {
+        name: np.array([getattr(s, name) for s in sentences], np.uint32)
+        for name in ("seed", "levels", "end_cost")
+    }
+    written_BPWT = np.random.default_rng(garbage).integers(99, 9999, shape_BPWT, np.int32)
+    return tables_Q | {"written": written_BPWT}
 
 
 def _mix_array(x):
@@ -83,32 +85,38 @@ def _mix_array(x):
 def decode_step(end: tuple[int, ...], size: int, *, partners: bool):
     """The same table as a decode step; `partners`: whether it reads the other way's prefix."""
 
-    def step_fn(cache, tokens_BPW, step):
-        prefixes_BPWT = cache["prefixes"].at[..., step].set(tokens_BPW)
+    def step_fn(cache, tokens_BPW, place):
+        step_B11 = place.step_B[:, None, None]
+        index_B11, index_P1, index_W = np.ix_(*map(range, tokens_BPW.shape))
+        written_BPWT = cache["written"].at[index_B11, index_P1, index_W, step_B11].set(tokens_BPW)
+        prefixes_BPWT = jnp.take_along_axis(written_BPWT, place.origins_BPWT, axis=1)
+        seed_B11, levels_B11, end_cost_B11 = (
+            cache[name][place.sentence_B][:, None, None] for name in ("seed", "levels", "end_cost")
+        )
         hash_BPW = jnp.zeros(tokens_BPW.shape, jnp.uint32)
         for t in range(prefixes_BPWT.shape[-1]):
             longer_BPW = _mix_array(
                 hash_BPW + prefixes_BPWT[..., t].astype(jnp.uint32) + jnp.uint32(GOLDEN)
             )
-            hash_BPW = jnp.where(t <= step, longer_BPW, hash_BPW)
+            hash_BPW = jnp.where(t <= step_B11, longer_BPW, hash_BPW)
         way_BPW = jnp.broadcast_to(
             jnp.arange(len(end), dtype=jnp.uint32)[None, None], tokens_BPW.shape
         )
-        row_BPW = _mix_array(cache["seed"] + way_BPW) ^ hash_BPW
+        row_BPW = _mix_array(seed_B11 + way_BPW) ^ hash_BPW
         if partners:
             row_BPW ^= _mix_array(jnp.flip(hash_BPW, -1) + jnp.uint32(GOLDEN))
         token_V = jnp.arange(size, dtype=jnp.uint32)
         bits_BPWV = _mix_array(
             row_BPW[..., None] + (token_V * jnp.uint32(GOLDEN))[None, None, None]
         )
-        levels_BPW1 = cache["levels"][..., None]
-        coarse_BPWV = (bits_BPWV % jnp.maximum(levels_BPW1, 1)).astype(jnp.float32) / 8
+        levels_B111 = levels_B11[..., None]
+        coarse_BPWV = (bits_BPWV % jnp.maximum(levels_B111, 1)).astype(jnp.float32) / 8
         fine_BPWV = (bits_BPWV >> 8).astype(jnp.float32) / 2**22
-        cost_BPWV = jnp.where(levels_BPW1 == 0, fine_BPWV, coarse_BPWV)
+        cost_BPWV = jnp.where(levels_B111 == 0, fine_BPWV, coarse_BPWV)
         ends_WV = jnp.array(end, jnp.uint32)[:, None] == token_V[None]
-        end_cost_BPWV = jnp.where(
-            ends_WV[None, None], cache["end_cost"][..., None].astype(jnp.float32) / 8, 0
+        end_cost_B1WV = jnp.where(
+            ends_WV[None, None], end_cost_B11[..., None].astype(jnp.float32) / 8, 0
         )
-        return -(cost_BPWV + end_cost_BPWV), cache | {"prefixes": prefixes_BPWT}
+        return -(cost_BPWV + end_cost_B1WV), cache | {"written": written_BPWT}
 
     return step_fn

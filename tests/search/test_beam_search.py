@@ -1,9 +1,10 @@
 """The search against its definitions: an oracle that reads whole prefixes.
 
-B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, W ways, N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.extend
@@ -114,7 +115,7 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
         result, answer = search(case, [sentence]), case.reference(sentence)
         if not answer.close:
             assert_sentence(result, 0, case, answer)
-            assert result.steps <= answer.steps
+            assert result.steps == result.steps_Q[0] <= answer.steps
             stopped += answer.steps < sentence.max_length
     assert stopped > 10
 
@@ -127,7 +128,7 @@ def test_a_sentence_does_not_depend_on_its_neighbours_or_on_padding(case):
         for field in dataclasses.fields(one):
             if field.name != "steps":
                 mine, its = getattr(one, field.name)[b], getattr(other, field.name)[c]
-                if field.name == "tokens_BWNT":
+                if field.name == "tokens_QWNT":
                     room = min(mine.shape[-1], its.shape[-1])
                     assert not mine[..., room:].any()
                     assert not its[..., room:].any()
@@ -154,15 +155,15 @@ def test_reported_log_probs_are_the_tables_along_the_tokens(case):
     @given(sentences=case.sentences())
     def check(sentences):
         result = search(case, sentences)
-        for b, w, n in np.argwhere(result.valid_BWN).tolist():
-            table, length = case.table(sentences[b]), result.lengths_BWN[b, w, n]
-            written = result.tokens_BWNT[b, w, n, :length].tolist()
+        for b, w, n in np.argwhere(result.valid_QWN).tolist():
+            table, length = case.table(sentences[b]), result.lengths_QWN[b, w, n]
+            written = result.tokens_QWNT[b, w, n, :length].tolist()
             if case.ways[w] == "r2l":
                 written = written[::-1]
-            if result.finished_BWN[b, w, n]:
+            if result.finished_QWN[b, w, n]:
                 written.append(case.end[w])
             terms = [table(w, tuple(written[:t]), None)[written[t]] for t in range(len(written))]
-            assert result.log_probs_BWN[b, w, n] == sum(terms)
+            assert result.log_probs_QWN[b, w, n] == sum(terms)
             assert len(written) <= sentences[b].max_length
             assert set(written) <= set(case.allowed[w])
 
@@ -194,8 +195,8 @@ def test_beam_of_one_is_greedy(case):
         result = search(case, sentences)
         for b, sentence in enumerate(sentences):
             tokens, finished = greedy(sentence)
-            found = result.tokens_BWNT[b, 0, 0, : result.lengths_BWN[b, 0, 0]]
-            assert (tuple(found.tolist()), result.finished_BWN[b, 0, 0]) == (tokens, finished)
+            found = result.tokens_QWNT[b, 0, 0, : result.lengths_QWN[b, 0, 0]]
+            assert (tuple(found.tolist()), result.finished_QWN[b, 0, 0]) == (tokens, finished)
 
     check()
 
@@ -210,19 +211,20 @@ def test_right_to_left_is_the_mirror():
         dataclasses.replace(case.search_markers(), ways=L2R),
     )
     backward, forward = search(case, sentences), search(case, sentences, renamed)
-    for field in ("lengths_BWN", "log_probs_BWN", "scores_BWN", "finished_BWN", "valid_BWN"):
+    for field in ("lengths_QWN", "log_probs_QWN", "scores_QWN", "finished_QWN", "valid_QWN"):
         np.testing.assert_array_equal(getattr(forward, field), getattr(backward, field))
-    for b, w, n in np.ndindex(forward.lengths_BWN.shape):
-        length = forward.lengths_BWN[b, w, n]
-        written = forward.tokens_BWNT[b, w, n, :length]
-        np.testing.assert_array_equal(backward.tokens_BWNT[b, w, n, :length], written[::-1])
-    assert (forward.tokens_BWNT != backward.tokens_BWNT).any()
+    for b, w, n in np.ndindex(forward.lengths_QWN.shape):
+        length = forward.lengths_QWN[b, w, n]
+        written = forward.tokens_QWNT[b, w, n, :length]
+        np.testing.assert_array_equal(backward.tokens_QWNT[b, w, n, :length], written[::-1])
+    assert (forward.tokens_QWNT != backward.tokens_QWNT).any()
 
 
 def test_one_while_loop():
     case = CASES[-1]
-    cache = tables.cache([Sentence(0, 0, 0, 3)] * 2, 9, 2, case.steps)
-    jaxpr = jax.make_jaxpr(compiled(case))(cache, max_length_B=np.array([3, 2], np.int32))
+    cache = tables.cache([Sentence(0, 0, 0, 3)] * 3, (2, 9, 2, case.steps))
+    run = functools.partial(compiled(case), rows=2)
+    jaxpr = jax.make_jaxpr(run)(cache, max_length_Q=np.array([3, 2, 3], np.int32))
 
     def loops(jaxpr):
         for equation in jaxpr.eqns:
@@ -237,7 +239,7 @@ def test_one_while_loop():
 def test_no_predictions_allowed_gives_no_hypothesis():
     case, sentence = CASES[1], Sentence(2, 8, 0, 3)
     result = search(case, [Sentence(1, 8, 0, 0), *[sentence] * (BATCH - 1)])
-    assert not result.valid_BWN[0].any()
+    assert not result.valid_QWN[0].any()
     assert_sentence(result, 1, case, case.reference(sentence))
 
 

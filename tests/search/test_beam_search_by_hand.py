@@ -1,6 +1,6 @@
 """The search, and the oracle with it, on tables written by hand.
 
-B batch, P pairs, W ways, N n-best, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, W ways, N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -34,13 +34,14 @@ def by_hand(
         partner_last = partner[-1] if partner else case.start[way - 1]
         return table[way, len(own), own_last, partner_last].tolist()
 
-    def step_fn(cache, tokens_BPW, step):
+    def step_fn(cache, tokens_BPW, place):
         way_BPW = np.broadcast_to(np.arange(ways), tokens_BPW.shape)
-        return jnp.asarray(table)[way_BPW, step, tokens_BPW, jnp.flip(tokens_BPW, -1)], cache
+        step_B11, partners_BPW = place.step_B[:, None, None], jnp.flip(tokens_BPW, -1)
+        return jnp.asarray(table)[way_BPW, step_B11, tokens_BPW, partners_BPW], cache
 
     max_length = case.steps if max_length is None else max_length
     run = jit_search(case, step_fn, case.search_markers())
-    result = jax.device_get(run({}, max_length_B=np.array([max_length], np.int32)))
+    result = jax.device_get(run({}, max_length_Q=np.array([max_length], np.int32), rows=1))
     answer = oracle.reference_search(log_probs, case.task(max_length))
     assert_sentence(result, 0, case, answer)
     return answer, result
@@ -118,7 +119,7 @@ def test_no_fillers():
     case = Case("paired", 4, 3, 2, texts=(1, 1))
     answer, result = by_hand(case, lambda *_: {3: -1}, max_length=1)
     assert found(answer) == found(answer, 1) == [((3,), False, -1.0)]
-    assert result.valid_BWN.tolist() == [[[True, False], [True, False]]]
+    assert result.valid_QWN.tolist() == [[[True, False], [True, False]]]
 
 
 def test_paired_reads_the_partner_of_equal_rank():
@@ -152,4 +153,4 @@ def test_product_averages_probabilities_over_the_partners():
     expected = [1 / 2 * 3 / 8, 1 / 8 * 5 / 16]
     for way in range(2):
         assert [h.tokens for h in answer.n_best[way]] == [(3,), (4,)]
-        np.testing.assert_allclose(np.exp(result.log_probs_BWN[0, way]), expected, rtol=1e-5)
+        np.testing.assert_allclose(np.exp(result.log_probs_QWN[0, way]), expected, rtol=1e-5)

@@ -1,0 +1,139 @@
+"""Measures speed, of two directions beside one: python -m bidi.benchmark train|search [--flag ...].
+
+train  --gin_file=...  the update of an experiment of two directions, on its prepared data, and of
+                       the same experiment with L2R alone: milliseconds, tokens/s, FLOP/s, padding,
+                       waiting, memory; their ratio beside the bound that the operations set
+search --workdir=...   a trained model's couplings and beams, one sentence at a time and in
+                       batches, beside a trained L2R model (--l2r_workdir)
+
+All is taken in turn, A B C A B C, and shown as median and range of the rounds; compilation is
+timed apart. Nothing else should run on the machine.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import rich.console
+from absl import flags
+
+from bidi import config, experiment, trained, verb
+from bidi.benchmarking import programs, searches, tables, updates
+from bidi.data.prepared import Prepared
+from bidi.evaluation import restore
+from bidi.files import write_whole
+from bidi.provenance import CompileMeter, provenance
+
+flags.adopt_module_key_flags(trained)  # so that --help shows them
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Times that everything is measured.", lower_bound=1)
+# allow_override: `translate` has this flag too, and may be imported into the same program.
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "A file for all that was measured, as JSON.", allow_override=True
+)
+_UPDATES = flags.DEFINE_integer("updates", 20, "train: of each model, a round.", lower_bound=1)
+_L2R = flags.DEFINE_string("l2r_workdir", None, "search: a run of one direction, to compare with.")
+_BEAMS = flags.DEFINE_list("beams", ["1", "4"], "search: values of Search.beam_size.")
+_BATCH_TOKENS = flags.DEFINE_list(
+    "batch_tokens",
+    ["512", "1024", "2048", "4096", "8192"],
+    "search: values of Evaluation.batch_tokens.",
+)
+_SENTENCES = flags.DEFINE_integer(
+    "sentences", 500, "search: the first so many of the validation split.", lower_bound=1
+)
+_PROFILE = flags.DEFINE_bool("profile", False, "search: also where the devices' time goes.")
+
+
+def train(bindings: list[str]) -> None:
+    """Measures updates."""
+    _check_output()
+    loaded = config.load(experiment.build, verb.gin_files(), bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    if loaded.streams.ways != "both":
+        raise verb.UserError(
+            f"Streams.ways = {loaded.streams.ways!r}: name an experiment of both directions; L2R "
+            "alone is measured beside it"
+        )
+    prepared = Prepared.open(loaded.data.directory)
+    report = updates.measure(
+        loaded, prepared, CompileMeter(), rounds=_ROUNDS.value, updates=_UPDATES.value
+    )
+    tables.print_updates(report, rich.console.Console())
+    _write({"updates": _UPDATES.value, **report}, config.operative())
+
+
+def search(bindings: list[str]) -> None:
+    """Measures searches."""
+    _check_output()
+    if flags.FLAGS.partner_workdir:
+        raise verb.UserError("--partner_workdir is not for this verb: it measures single searches")
+    models = trained.load(bindings)
+    if models is None:
+        return
+    checkpoint = str(models.system.steps[0])
+    found = {"model": searches.Model(str(models.workdir), models.experiment, checkpoint)}
+    if _L2R.value:
+        l2r = experiment.load_run(_L2R.value, [])
+        if l2r.streams.ways != "l2r":
+            raise verb.UserError(
+                f"--l2r_workdir={_L2R.value} has Streams.ways = {l2r.streams.ways!r}: name a run "
+                "of 'l2r'"
+            )
+        _, step = restore.restore_generator(_L2R.value, l2r, "best")
+        found["L2R"] = searches.Model(_L2R.value, l2r, str(step))
+    prepared = Prepared.open(models.experiment.data.directory)
+    beams, sizes = _numbers(_BEAMS), _numbers(_BATCH_TOKENS)
+    sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
+    try:
+        shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
+    except programs.NoTraceError as error:
+        raise verb.UserError(str(error)) from None
+    report = searches.measure(found, sources, beams, sizes, CompileMeter(), rounds=_ROUNDS.value)
+    named = {
+        name: {"workdir": one.workdir, "checkpoint": one.checkpoint} for name, one in found.items()
+    }
+    report = {"models": named, "sentences": len(sources), **report, "shares": shares}
+    tables.print_searches(report, rich.console.Console())
+    _write(report, models.config)
+
+
+def _numbers(flag: flags.FlagHolder) -> list[int]:
+    """The values of a list of numbers."""
+    if not flag.value or not all(text.isdecimal() and int(text) for text in flag.value):
+        raise verb.UserError(
+            f"--{flag.name}={','.join(flag.value)}: write numbers from 1 on, with commas between"
+        )
+    return [int(text) for text in flag.value]
+
+
+def _check_output() -> None:
+    """Before minutes are spent on what could not be written."""
+    if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
+        raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
+
+
+def _write(report: dict[str, Any], operative: str) -> None:
+    """All of it, by `--output`."""
+    if _OUTPUT.value:
+        whole = {"rounds": _ROUNDS.value, **report, "config": operative, "provenance": provenance()}
+        text = json.dumps(whole, indent=1, ensure_ascii=False, default=dataclasses.asdict)
+        write_whole(pathlib.Path(_OUTPUT.value), text)
+
+
+_MEASUREMENTS = {"train": train, "search": search}
+
+
+def _missing(_: list[str]) -> None:
+    raise verb.UserError("say what to measure: python -m bidi.benchmark train, or search")
+
+
+if __name__ == "__main__":
+    # Seconds of compilation are for who has no compiled programs kept.
+    jax.config.update("jax_enable_compilation_cache", False)
+    what = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1] in _MEASUREMENTS else ""
+    verb.run(f"bidi.benchmark {what}".strip(), _MEASUREMENTS.get(what, _missing))

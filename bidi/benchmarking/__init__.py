@@ -1,0 +1,1 @@
+"""Speed: of updates and of search, two models side by side; the arithmetic that bounds it."""

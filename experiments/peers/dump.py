@@ -1,0 +1,44 @@
+"""Writes what all systems work on as JSON: python dump.py WORKDIR DIRECTORY (bidi's environment).
+
+test.json: of each test sentence its text, its token ids with end marker, and its reference.
+pairs.json: token ids of the training pairs, without markers; train.source and train.target: the
+same as pieces between spaces, a pair a line, and dev.source and dev.target the first of them.
+"""
+
+import json
+import pathlib
+import sys
+
+from bidi.data.prepared import Prepared
+from bidi.data.vocabulary import EOS
+from bidi.experiment import load_run
+
+
+def main(workdir: str, directory: pathlib.Path) -> None:
+    """Reads the prepared data of a run and writes both files."""
+    prepared = Prepared.open(load_run(workdir, []).data.directory)
+    vocabulary = prepared.source_vocabulary  # the target's as well
+    test = [
+        {
+            "text": example.source,
+            "source": [*vocabulary.encode(example.source).tolist(), EOS],
+            "reference": example.targets[0],
+        }
+        for example in prepared.examples("test")
+    ]
+    pairs = prepared.pairs("train")
+    training = [
+        {side: ids.tolist() for side, ids in pair.items()}
+        for pair in pairs.__getitems__(range(len(pairs)))
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "test.json").write_text(json.dumps(test))
+    (directory / "pairs.json").write_text(json.dumps(training))
+    for side in ("source", "target"):
+        lines = [" ".join(vocabulary.pieces(pair[side])) + "\n" for pair in training]
+        (directory / f"train.{side}").write_text("".join(lines))
+        (directory / f"dev.{side}").write_text("".join(lines[:20]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], pathlib.Path(sys.argv[2]))

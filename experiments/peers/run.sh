@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Compares bidi with its peers on Multi30k: the same model, the same sentences, the same machine.
+#
+#   bash experiments/peers/run.sh            two CPU cores; half an hour of training, an hour in all
+#   bash experiments/peers/run.sh tiny       whether it works: a few sentences and updates
+#
+# Needs BIDI_DATA, the folder that holds multi30k/, unless data/multi30k is prepared already. Tables
+# go to the terminal and to runs/peers/*.md. The peers are installed in .venv-peers, Sockeye, which
+# needs an old torch, in .venv-sockeye (PEERS and SOCKEYE name other environments). Nothing else
+# should run on the machine meanwhile.
+set -euo pipefail
+
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../launch/environment.sh"
+export JAX_PLATFORMS=cpu
+
+gin=experiments/peers/multi30k.gin
+run=runs/peers
+workdir=$run/l2r
+peers=${PEERS:-.venv-peers}
+sockeye=${SOCKEYE:-.venv-sockeye}
+export TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1
+
+if [[ "${1:-}" == tiny ]]; then
+  verified=8 search=(16 4 2) training=(5 2)
+else
+  verified=200 search=(1000 100 3) training=(100 3)
+fi
+
+install_bidi export
+make_environment() {
+  local directory=$1
+  shift
+  [[ ! -f "$directory/installed" ]] || return 0
+  "$(find_python)" -m venv "$directory"
+  "$directory/bin/python" -m pip install --disable-pip-version-check --no-input "$@"
+  touch "$directory/installed"
+}
+make_environment "$peers" -r experiments/peers/requirements.txt
+make_environment "$sockeye" -r experiments/peers/requirements-sockeye.txt
+
+[[ -f data/multi30k/manifest.json ]] || python -m bidi.prepare --gin_file="$gin"
+python -m bidi.train --gin_file="$gin" --workdir="$workdir"
+
+rm -rf "$run/huggingface" "$run/ctranslate2"
+python -m bidi.export --workdir="$workdir" --output="$run/huggingface"
+python experiments/peers/dump.py "$workdir" "$run"
+"$peers/bin/python" experiments/peers/convert_ctranslate2.py "$run/huggingface" "$run/ctranslate2"
+
+measure() {
+  local name=$1
+  shift
+  "$peers/bin/python" "experiments/peers/$name.py" "$@" | tee "$run/$name.md"
+}
+measure verify "$workdir" "$run" "$verified"
+measure search_speed "$workdir" "$run" "${search[@]}"
+measure training_speed "$run" "$sockeye" "${training[@]}"

@@ -1,0 +1,107 @@
+"""The arithmetic against a count of the products in the model's own program."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend import core
+
+from bidi.benchmarking.flops import Shape, forward_flops, update_flops
+from bidi.models.config import TransformerConfig
+from bidi.models.transformer import Transformer
+
+SHAPE = Shape(rows=2, source_length=5, target_length=7, ways=2, vocabulary=13)
+SIZES = {
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "model_size": 8,
+    "heads": 2,
+    "feedforward_size": 12,
+}
+
+
+def counted(jaxpr: core.Jaxpr) -> int:
+    """Operations of all matrix products, those of a loop as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        assert equation.primitive.name not in ("while", "conv_general_dilated")
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            of_each = math.prod(left[axis] for axis in contracted)
+            total += 2 * of_each * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(inner, core.ClosedJaxpr):
+                    total += times * counted(inner.jaxpr)
+                elif isinstance(inner, core.Jaxpr):
+                    total += times * counted(inner)
+    return total
+
+
+def program(config: TransformerConfig, shape: Shape, gradient: bool) -> core.Jaxpr:
+    """The forward pass, or a gradient of it with respect to the parameters."""
+    model = Transformer(config, shape.ways, shape.vocabulary, source_vocabulary=11)
+    source_BS = jnp.ones((shape.rows, shape.source_length), jnp.int32)
+    target_BWT = jnp.ones((shape.rows, shape.ways, shape.target_length), jnp.int32)
+    batch = {
+        **dict.fromkeys(("source", "source_segments", "source_positions"), source_BS),
+        **dict.fromkeys(("inputs", "segments", "positions"), target_BWT),
+    }
+
+    def forward(params):
+        return model.apply({"params": params}, batch).sum()
+
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    return jax.make_jaxpr(jax.grad(forward) if gradient else forward)(params).jaxpr
+
+
+def cases():
+    for own, interaction in itertools.product([False, True], ["none", "layers", "top"]):
+        for fusion in ["tanh"] if interaction == "none" else ["tanh", "linear", "gate", "concat"]:
+            yield TransformerConfig(
+                **SIZES, interaction=interaction, fusion=fusion, own_decoders=own
+            )
+
+
+def thrown_away(config: TransformerConfig, shape: Shape) -> int:
+    """What the interaction above the decoder also computes: each stream's attention to itself."""
+    tokens = shape.rows * shape.ways * shape.target_length
+    return (config.interaction == "top") * tokens * 4 * config.model_size * shape.target_length
+
+
+@pytest.mark.parametrize(
+    "config", [*cases()], ids=lambda c: f"{c.interaction}-{c.fusion}-{c.own_decoders}"
+)
+def test_the_bound_is_what_the_model_multiplies(config):
+    needed, more = sum(forward_flops(config, SHAPE).values()), thrown_away(config, SHAPE)
+    assert counted(program(config, SHAPE, gradient=False)) == needed + more
+    assert counted(program(config, SHAPE, gradient=True)) == update_flops(config, SHAPE) + 3 * more
+
+
+def test_one_direction():
+    shape = Shape(rows=3, source_length=4, target_length=6, ways=1, vocabulary=9)
+    config = TransformerConfig(**SIZES, tied_embeddings=False)
+    assert counted(program(config, shape, gradient=False)) == sum(
+        forward_flops(config, shape).values()
+    )
+
+
+def test_parts_by_hand():
+    config = TransformerConfig(
+        encoder_layers=1, decoder_layers=1, model_size=2, heads=1, feedforward_size=3
+    )
+    shape = Shape(rows=1, source_length=1, target_length=1, ways=1, vocabulary=5)
+    # Q, K, V, output: 4 products of 2 x 2; scores and sum: 2 of length 2; feed-forward: 2 of 2 x 3.
+    assert forward_flops(config, shape) == {
+        "encoder": 2 * (16 + 4 + 12),
+        "source_keys_values": 2 * 8,
+        "self_attention": 2 * (16 + 4),
+        "source_attention": 2 * (8 + 4),
+        "feedforward": 2 * 12,
+        "interaction": 0,
+        "projection": 2 * 10,
+    }
