@@ -16,7 +16,7 @@ export JAX_PLATFORMS=cpu
 
 gin=experiments/peers/multi30k.gin
 run=runs/peers
-workdir=$run/l2r
+workdir=$run/multi30k
 peers=${PEERS:-.venv-peers}
 sockeye=${SOCKEYE:-.venv-sockeye}
 export TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1
