@@ -118,7 +118,8 @@ def test_one_direction_alone():
     """A model of one way is what it is, whatever its name."""
     for direction in ("l2r", "r2l"):
         files = export(make_experiment(ways=direction), direction)[2]
-        Layout(files).log_probs(np.array([6, 3]), np.array([6]))
+        log_probs = Layout(files).log_probs(np.array([6, 3]), np.array([6]))
+        assert np.isfinite(log_probs).all()
 
 
 @pytest.mark.parametrize(
