@@ -211,7 +211,7 @@ class Generator:
                 yield members[start : start + queue], length, rows, queue
 
     def _batches(
-        self, lengths: Sequence[int], streams: int = 1
+        self, lengths: Sequence[int], streams: int
     ) -> Iterator[tuple[np.ndarray, int, int]]:
         """Indices of rows of about one length, that length, and the batch's rows: few shapes."""
         for members, length in self._buckets(lengths):

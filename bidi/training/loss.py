@@ -10,8 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Tokens whose logits exist at a time: many enough for a full matrix product, few enough for logits
-# over a vocabulary of 32,000 to take 64 MiB (half of that and a caption's vocabulary: a cache).
+# Tokens whose logits exist at a time: many enough for a full matrix product, few enough to take
+# 16 MiB over 8,000 tokens of vocabulary and 64 MiB over 32,000.
 CHUNK_TOKENS = 512
 
 
