@@ -66,18 +66,35 @@ def build() -> Experiment:
         agreement=AgreementConfig(),
         evaluation=EvaluationConfig(),
     )
-    experiment.search.make_coupling(len(experiment.streams.directions))
-    if experiment.streams.ways != "both" and experiment.model.interaction != "none":
-        raise ValueError(
-            f"Transformer.interaction = {experiment.model.interaction!r} needs two directions, but "
-            f"Streams.ways = {experiment.streams.ways!r}; use 'both', or interaction 'none'"
-        )
-    if experiment.search.coupling != "none" and experiment.model.interaction == "none":
-        raise ValueError(
-            f"Search.coupling = {experiment.search.coupling!r} couples streams that read each "
-            "other, but Transformer.interaction = 'none'; use coupling 'none'"
-        )
+    _check_directions(experiment)
     return experiment
+
+
+def _check_directions(experiment: Experiment) -> None:
+    """Whether the streams, the model and the search fit together."""
+    streams, search = experiment.streams, experiment.search
+    interaction = experiment.model.interaction
+    search.make_coupling(len(streams.directions))
+    if streams.ways != "both" and interaction != "none":
+        raise ValueError(
+            f"Transformer.interaction = {interaction!r} needs two directions, but Streams.ways = "
+            f"{streams.ways!r}; use 'both', or interaction 'none'"
+        )
+    if search.coupling != "none" and interaction == "none":
+        raise ValueError(
+            f"Search.coupling = {search.coupling!r} couples streams that read each other, but "
+            "Transformer.interaction = 'none'; use coupling 'none'"
+        )
+    if streams.layout == "halves" and streams.ways != "both":
+        raise ValueError(
+            f"Streams.layout = 'halves' is written from both ends, but Streams.ways = "
+            f"{streams.ways!r}; use 'both'"
+        )
+    if (streams.layout == "halves") != (search.coupling == "joint"):
+        raise ValueError(
+            f"Streams.layout = {streams.layout!r} and Search.coupling = {search.coupling!r} do not "
+            "fit: halves are searched by 'joint', and nothing else is"
+        )
 
 
 def load_run(workdir: str, bindings: list[str]) -> Experiment:

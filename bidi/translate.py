@@ -120,12 +120,12 @@ def _with_n_best(system: System, n_best: int) -> System:
     """A search that gives so many outputs a source, if both directions give their best."""
     if n_best == 1 or system.rescores:
         return system
-    ways = len(system.generators[0].streams.directions)
-    hypotheses = system.search.make_coupling(ways).hypotheses
-    if n_best > ways * hypotheses:
+    streams = system.generators[0].streams
+    hypotheses = system.search.make_coupling(len(streams.directions)).hypotheses
+    if n_best > len(streams.writers) * hypotheses:
         raise verb.UserError(
-            f"--n_best={n_best}, but the search keeps {hypotheses} hypotheses in each of {ways} "
-            "directions: raise --gin.Search.beam_size"
+            f"--n_best={n_best}, but the search keeps {hypotheses} hypotheses of each of "
+            f"{len(streams.writers)}: raise --gin.Search.beam_size"
         )
     search = dataclasses.replace(system.search, n_best=min(n_best, hypotheses))
     return dataclasses.replace(system, search=search)

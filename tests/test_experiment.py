@@ -41,7 +41,7 @@ def test_every_experiment_loads_and_replays(file, tmp_path):
     assert config.operative() == text
     # Rows hold the longest pair and its marker.
     assert loaded.data.max_source_length < loaded.batches.source_length
-    assert loaded.data.max_target_length < loaded.batches.target_length
+    assert loaded.streams.length(loaded.data.max_target_length) <= loaded.batches.target_length
 
 
 @pytest.mark.parametrize("task", ["cmudict", "multi30k"])
@@ -90,7 +90,18 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             ["Search.beam_size = 5"],
             r"Search\.beam_size = 5 is odd, but coupling 'paired'",
         ),
-        (BOTH, ["Search.n_best = 5"], r"Search\.n_best = 5, but each direction has 4 hypotheses"),
+        (BOTH, ["Search.n_best = 5"], r"Search\.n_best = 5, but each beam has 4 hypotheses"),
+        (
+            "experiments/cmudict/halves.gin",
+            ["Search.coupling = 'paired'"],
+            r"Streams\.layout = 'halves' and Search\.coupling = 'paired' do not fit",
+        ),
+        (
+            "experiments/cmudict/bidirectional.gin",
+            ["Search.coupling = 'joint'"],
+            r"Streams\.layout = 'whole' and Search\.coupling = 'joint' do not fit",
+        ),
+        (LEFT, ["Streams.layout = 'halves'"], r"'halves' is written from both ends.*'l2r'"),
         (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
         (BOTH, ["Training.evaluate_every = 300"], r"Training\.checkpoint_every = 500"),
         (BOTH, ["Streams.ways = 'left'"], r"--gin\.Streams\.ways.*'left'"),

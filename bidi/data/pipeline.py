@@ -85,7 +85,7 @@ def training_batches(
     Raises:
       DataError: Rows shorter than the longest pair, or not divisible among the processes.
     """
-    _check_lengths(pairs, config)
+    _check_lengths(pairs, streams, config)
     if config.rows % process_count:
         raise DataError(
             f"Batches.rows = {config.rows} is not divisible by the {process_count} processes"
@@ -108,7 +108,7 @@ def validation_batches(pairs: Pairs, streams: Streams, config: BatchConfig) -> I
     Raises:
       DataError: Rows shorter than the longest pair.
     """
-    _check_lengths(pairs, config)
+    _check_lengths(pairs, streams, config)
     rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, seed=None)
     for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
         missing = config.rows - len(batch["source"])
@@ -119,14 +119,17 @@ def validation_batches(pairs: Pairs, streams: Streams, config: BatchConfig) -> I
         }
 
 
-def _check_lengths(pairs: Pairs, config: BatchConfig) -> None:
-    for side, length in (("source", config.source_length), ("target", config.target_length)):
-        needed = pairs.longest[side] + 1
+def _check_lengths(pairs: Pairs, streams: Streams, config: BatchConfig) -> None:
+    longest = pairs.longest
+    for side, length, needed in (
+        ("source", config.source_length, longest["source"] + 1),
+        ("target", config.target_length, streams.length(longest["target"])),
+    ):
         if length < needed:
             raise DataError(
-                f"Batches.{side}_length = {length}, but the longest {side} needs {needed} "
-                f"({needed - 1} tokens and a marker): raise it, or prepare the data with "
-                f"Data.max_{side}_length = {length - 1}"
+                f"Batches.{side}_length = {length}, but the longest {side} of {longest[side]} "
+                f"tokens needs {needed}, markers included: raise it, or prepare the data with a "
+                f"smaller Data.max_{side}_length"
             )
 
 

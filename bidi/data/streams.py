@@ -9,15 +9,15 @@ from typing import Literal
 import gin
 import numpy as np
 
-from bidi.data.vocabulary import BOS, EOS, L2R, R2L
+from bidi.data.vocabulary import BOS, EOS, L2R, PAD, R2L
 
 Direction = Literal["l2r", "r2l"]
+# Who wrote an output: one stream, or both, half of it each.
+Writer = Literal["l2r", "r2l", "joint"]
 
 # direction -> (start, end)
 _MARKERS: dict[str, dict[Direction, tuple[int, int]]] = {
-    # Su 2019: the right-to-left stream starts where the other ends, and the reverse.
     "swap": {"l2r": (BOS, EOS), "r2l": (EOS, BOS)},
-    # Zhou et al. 2019: a start tag for each direction, one end marker for both.
     "tags": {"l2r": (L2R, EOS), "r2l": (R2L, EOS)},
 }
 
@@ -29,16 +29,25 @@ class Streams:
 
     Attributes:
         ways: one direction, or both in lock step.
-        markers: `swap` (Su 2019) or `tags` (SB-NMT), see DESIGN.
+        markers: `swap`: the right-to-left stream starts where the other ends, and the reverse (Su
+            2019); `tags`: a start tag for each direction, one end marker for both (SB-NMT).
+        layout: `whole`: each stream is the whole target; `halves`: the left-to-right stream is its
+            first ceil(n / 2) tokens, the other one the rest from its end.
     """
 
     ways: Literal["l2r", "r2l", "both"] = "both"
     markers: Literal["swap", "tags"] = "swap"
+    layout: Literal["whole", "halves"] = "whole"
 
     @property
     def directions(self) -> tuple[Direction, ...]:
         """The direction of each way, in the order of the axis W."""
         return ("l2r", "r2l") if self.ways == "both" else (self.ways,)
+
+    @property
+    def writers(self) -> tuple[Writer, ...]:
+        """Who writes outputs: each direction, or both together."""
+        return ("joint",) if self.layout == "halves" else self.directions
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -50,6 +59,10 @@ class Streams:
         """The end marker of each way."""
         return tuple(_MARKERS[self.markers][direction][1] for direction in self.directions)
 
+    def length(self, target_length: int) -> int:
+        """Steps of the longest stream of a target of so many tokens: its tokens and a marker."""
+        return (target_length + 1) // 2 + 1 if self.layout == "halves" else target_length + 1
+
     def tokens(self, target: np.ndarray) -> dict[str, np.ndarray]:
         """The streams of one target, time first so that rows can be packed along it.
 
@@ -57,18 +70,25 @@ class Streams:
             target: int32 [n], token ids without markers, in reading order.
 
         Returns:
-            `inputs` and `labels` int32 [n + 1, W], `weights` float32 [n + 1, W]. Step t of one
-            stream is aligned with step t of the other.
+            `inputs` and `labels` int32 [T, W], `weights` float32 [T, W]; T is `length(n)`. Step t
+            of one stream is aligned with step t of the other. A stream that ends before the other
+            has PAD and weight 0 from there on.
         """
         target = np.asarray(target, np.int32)
-        inputs_WT, labels_WT = [], []
-        for direction, start, end in zip(self.directions, self.starts, self.ends, strict=True):
-            written = target if direction == "l2r" else target[::-1]
-            inputs_WT.append(np.concatenate([[start], written]))
-            labels_WT.append(np.concatenate([written, [end]]))
-        labels_TW = np.stack(labels_WT, axis=1).astype(np.int32)
-        return {
-            "inputs": np.stack(inputs_WT, axis=1).astype(np.int32),
-            "labels": labels_TW,
-            "weights": np.ones(labels_TW.shape, np.float32),
-        }
+        shape = (self.length(len(target)), len(self.directions))
+        inputs_TW, labels_TW = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
+        weights_TW = np.zeros(shape, np.float32)
+        for way, written in enumerate(self._written(target)):
+            steps = len(written) + 1
+            inputs_TW[:steps, way] = np.append(self.starts[way], written)
+            labels_TW[:steps, way] = np.append(written, self.ends[way])
+            weights_TW[:steps, way] = 1.0
+        return {"inputs": inputs_TW, "labels": labels_TW, "weights": weights_TW}
+
+    def _written(self, target: np.ndarray) -> list[np.ndarray]:
+        """What each way writes of a target, in the order of writing."""
+        left, right = len(target), 0
+        if self.layout == "halves":
+            left = right = (len(target) + 1) // 2
+        parts = {"l2r": target[:left], "r2l": target[right:][::-1]}
+        return [parts[direction] for direction in self.directions]

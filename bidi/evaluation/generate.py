@@ -1,7 +1,7 @@
 """A trained model at work: texts in, hypotheses out; and log-probabilities of given outputs.
 
 Letters: B batch, P pairs or candidates, W ways, N n-best, S source steps, T target steps,
-V vocabulary.
+G beams, V vocabulary.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.data.streams import Direction, Streams
+from bidi.data.streams import Streams, Writer
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
 from bidi.evaluation.config import EvaluationConfig
 from bidi.models.transformer import Transformer
@@ -33,14 +33,14 @@ class Hypothesis:
 
     Attributes:
         tokens: ids in reading order, without markers.
-        direction: which stream wrote it.
+        direction: which stream wrote it, or `joint`.
         log_prob: of tokens and end marker, by that stream.
         score: `log_prob` over the length penalty.
         finished: whether the stream wrote its end marker.
     """
 
     tokens: tuple[int, ...]
-    direction: Direction
+    direction: Writer
     log_prob: float
     score: float
     finished: bool
@@ -51,17 +51,16 @@ class Found:
     """What the search found for one source.
 
     Attributes:
-        n_best: the hypotheses of each direction, best first; no direction's list is empty, unless
-            the source is.
-        winner: the better of the directions' best, None for an empty source.
+        n_best: the hypotheses of each writer, best first; no list is empty, unless the source is.
+        winner: the best of the lists' best, None for an empty source.
     """
 
-    n_best: dict[Direction, tuple[Hypothesis, ...]]
+    n_best: dict[Writer, tuple[Hypothesis, ...]]
     winner: Hypothesis | None
 
     @property
     def all(self) -> tuple[Hypothesis, ...]:
-        """The hypotheses of both directions, without repeats, better ones first."""
+        """The hypotheses of all lists, without repeats, better ones first."""
         first: dict[tuple[int, ...], Hypothesis] = {}
         together = [hypothesis for listed in self.n_best.values() for hypothesis in listed]
         for hypothesis in sorted(together, key=lambda h: (not h.finished, -h.score)):
@@ -144,7 +143,7 @@ class Generator:
             max_length_Q[: len(indices)] = config.max_length(
                 np.array([len(encoded[i]) - 1 for i in indices])
             )
-            steps = int(config.max_length(np.array(length - 1)))
+            steps = config.stream_steps(int(config.max_length(np.array(length - 1))), self._ways)
             search = self._compiled_search(config, rows // self._devices, steps)
             result = jax.device_get(
                 search(self.params, self._divided(batch), self._divided(max_length_Q))
@@ -160,22 +159,25 @@ class Generator:
 
     def score(
         self, sources: Sequence[str], candidates: Sequence[Sequence[tuple[int, ...]]]
-    ) -> list[dict[Direction, np.ndarray]]:
-        """Log-probabilities of given outputs, each direction for itself, without interaction.
+    ) -> list[dict[Writer, np.ndarray]]:
+        """Log-probabilities of given outputs, end markers included.
+
+        Each direction prices the whole output without interaction. Halves are priced together,
+        each beside the other: the sum is the output's own log-probability.
 
         Args:
             sources: texts.
             candidates: of each source, token ids in reading order, without markers.
 
         Returns:
-            For each source and direction float32 [candidates of the source], end marker included.
+            For each source and writer float32 [candidates of the source].
         """
         encoded = self._encode(sources, Tally())
         most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
-        scores: list[dict[Direction, np.ndarray]] = [{} for _ in sources]
+        scores: list[dict[Writer, np.ndarray]] = [{} for _ in sources]
         # A row is as long as its source and its longest candidate.
         lengths = [
-            max(len(ids), *(len(tokens) + 1 for tokens in listed), 1)
+            max(len(ids), *(self.streams.length(len(tokens)) for tokens in listed), 1)
             for ids, listed in zip(encoded, candidates, strict=True)
         ]
         for indices, length, rows in self._batches(lengths, streams=most):
@@ -184,9 +186,11 @@ class Generator:
             scores_BPW = jax.device_get(
                 self._compiled_score(self.params, self._divided(batch), self._divided(streams))
             ).reshape(rows, most, -1)
+            if self.streams.layout == "halves":
+                scores_BPW = scores_BPW.sum(axis=-1, keepdims=True)
             for row, index in enumerate(indices):
-                for way, direction in enumerate(self.streams.directions):
-                    scores[index][direction] = scores_BPW[row, : len(candidates[index]), way]
+                for way, writer in enumerate(self.streams.writers):
+                    scores[index][writer] = scores_BPW[row, : len(candidates[index]), way]
         return scores
 
     def text(self, hypothesis: Hypothesis | None) -> str:
@@ -254,7 +258,7 @@ class Generator:
         length: int,
         rows: int,
     ) -> dict[str, np.ndarray]:
-        shape = (rows, most, len(self.streams.directions), length)
+        shape = (rows, most, self._ways, length)
         streams = {
             "inputs": np.full(shape, PAD, np.int32),
             "labels": np.full(shape, PAD, np.int32),
@@ -263,12 +267,16 @@ class Generator:
         for row, listed in enumerate(candidates):
             for place, tokens in enumerate(listed):
                 for key, value_TW in self.streams.tokens(np.array(tokens, np.int32)).items():
-                    streams[key][row, place, :, : len(tokens) + 1] = value_TW.T
+                    streams[key][row, place, :, : len(value_TW)] = value_TW.T
         return streams
 
     def _divided(self, tree: Any) -> Any:
         """[B, ...] -> [devices, B / devices, ...]."""
         return jax.tree.map(lambda x: x.reshape(self._devices, -1, *x.shape[1:]), tree)
+
+    @property
+    def _ways(self) -> int:
+        return len(self.streams.directions)
 
     @functools.cached_property
     def _markers(self) -> Markers:
@@ -279,7 +287,7 @@ class Generator:
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
 
     def _compile_search(self, config: SearchConfig, rows: int, steps: int) -> Any:
-        pairs = config.make_coupling(len(self.streams.directions)).pairs
+        pairs = config.make_coupling(self._ways).pairs
         interact = config.coupling != "none"
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
@@ -317,6 +325,8 @@ class Generator:
 
     @functools.cached_property
     def _compiled_score(self) -> Any:
+        interact = self.streams.layout == "halves"
+
         def score(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
             apply = functools.partial(self._model.apply, {"params": params})
             inputs_BPWT = streams["inputs"]
@@ -329,7 +339,7 @@ class Generator:
                 inputs_BPWT,
                 segments_BPWT,
                 positions_BPWT,
-                interact=False,
+                interact=interact,
                 method="decode",
             )
             log_probs_BPWTV = jax.nn.log_softmax(logits_BPWTV)
@@ -340,25 +350,25 @@ class Generator:
         return jax.pmap(score, axis_name=AXIS, in_axes=(None, 0, 0))
 
     def _found(self, result: BeamSearchResult, row: int) -> Found:
-        n_best: dict[Direction, tuple[Hypothesis, ...]] = {}
-        for way, direction in enumerate(self.streams.directions):
-            n_best[direction] = tuple(
+        n_best: dict[Writer, tuple[Hypothesis, ...]] = {}
+        for beam, writer in enumerate(self.streams.writers):
+            n_best[writer] = tuple(
                 Hypothesis(
                     tokens=tuple(
                         int(token)
-                        for token in result.tokens_QWNT[row, way, n][
-                            : result.lengths_QWN[row, way, n]
+                        for token in result.tokens_QGNT[row, beam, n][
+                            : result.lengths_QGN[row, beam, n]
                         ]
                     ),
-                    direction=direction,
-                    log_prob=float(result.log_probs_QWN[row, way, n]),
-                    score=float(result.scores_QWN[row, way, n]),
-                    finished=bool(result.finished_QWN[row, way, n]),
+                    direction=writer,
+                    log_prob=float(result.log_probs_QGN[row, beam, n]),
+                    score=float(result.scores_QGN[row, beam, n]),
+                    finished=bool(result.finished_QGN[row, beam, n]),
                 )
-                for n in range(result.valid_QWN.shape[-1])
-                if result.valid_QWN[row, way, n]
+                for n in range(result.valid_QGN.shape[-1])
+                if result.valid_QGN[row, beam, n]
             )
-        best = n_best[self.streams.directions[int(result.winner_Q[row])]]
+        best = n_best[self.streams.writers[int(result.winner_Q[row])]]
         return Found(n_best, best[0] if best else None)
 
 

@@ -3,8 +3,8 @@
 The search knows nothing of models: it is handed a function that prices the next tokens of pairs.
 What the hypotheses of the two directions have to do with each other is the coupling's affair.
 
-Letters: B rows, Q sentences in the queue, P pairs, W ways, K hypotheses a direction, C candidates,
-N n-best, T steps, V vocabulary.
+Letters: B rows, Q sentences in the queue, P pairs, W ways, G beams (one a way; one in all for the
+coupling `joint`), K hypotheses a beam, C candidates, N n-best, T steps, V vocabulary.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
 from bidi.search.coupling import Coupling, CouplingName, make_coupling
+from bidi.search.hypotheses import Markers
 from bidi.search.scoring import Penalty, best_reachable_score, length_penalty
 
 
@@ -31,7 +32,7 @@ class Place:
         sentence_B: int32, the sentence that each row works on, a place in the queue.
         step_B: int32, tokens written before; T at most.
         origins_BPWT: int32, the pair in whose place each step of a stream was written; at `step_B`
-            its own.
+            its own, or `queue.OVER` if the stream has ended: nobody reads what is written there.
     """
 
     sentence_B: jax.Array
@@ -51,14 +52,15 @@ class SearchConfig:
         coupling: `none`: each direction has a beam of its own and reads nothing of the other;
             `paired`: the k-th hypothesis of one direction beside the k-th of the other, half of
             the beam each (SB-NMT); `product`: every combination, a token's probability averaged
-            over the partners (Su 2019).
-        beam_size: hypotheses of a direction; of both together for `paired`.
-        n_best: hypotheses returned of each direction.
+            over the partners (Su 2019); `joint`: one beam of pairs that meet in the middle, see
+            `bidi.search.joint`.
+        beam_size: hypotheses of a beam; of both directions together for `paired`.
+        n_best: hypotheses returned of each beam.
         length_penalty: `gnmt` or `plain`, see `scoring.length_penalty`.
         alpha: exponent of the length penalty, any sign.
         min_length: tokens before an output may end.
-        max_length_factor: with the next two, the greatest number of predictions for a source of S
-            tokens: min(factor * S + offset, cap).
+        max_length_factor: with the next two, the greatest length of an output, its end marker
+            included, for a source of S tokens: min(factor * S + offset, cap).
         max_length_offset: see above.
         max_length_cap: see above.
         rank_unfinished: whether hypotheses cut off at the maximum length compete by score with
@@ -81,58 +83,45 @@ class SearchConfig:
         coupling = make_coupling(self.coupling, self.beam_size, ways)
         if not 1 <= self.n_best <= coupling.hypotheses:
             raise ValueError(
-                f"Search.n_best = {self.n_best}, but each direction has {coupling.hypotheses} "
+                f"Search.n_best = {self.n_best}, but each beam has {coupling.hypotheses} "
                 f"hypotheses (coupling {self.coupling!r}, beam_size {self.beam_size})"
             )
         return coupling
 
+    def stream_steps(self, max_length: int, ways: int) -> int:
+        """Predictions that a stream makes at most, if outputs have at most this length."""
+        return -(-max_length // self.make_coupling(ways).streams)
+
     def max_length(self, source_length: np.ndarray) -> np.ndarray:
-        """The greatest number of predictions for sources of these lengths; 0 for an empty one."""
+        """The greatest length of outputs of sources of these lengths; 0 for an empty one."""
         length = np.floor(self.max_length_factor * source_length) + self.max_length_offset
         length = np.clip(length, 1, self.max_length_cap)
         return np.where(source_length > 0, length, 0).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Markers:
-    """The directions of a search and their markers.
-
-    Attributes:
-        ways: 'l2r' or 'r2l' for each way.
-        start: the token that each way reads first.
-        end: the token with which each way ends.
-        allowed_WV: bool, the tokens that each way may write, its end marker included.
-    """
-
-    ways: tuple[str, ...]
-    start: tuple[int, ...]
-    end: tuple[int, ...]
-    allowed_WV: np.ndarray
-
-
 @flax.struct.dataclass
 class BeamSearchResult:
-    """The n-best lists of each direction.
+    """The n-best lists of each beam.
 
     Attributes:
-        tokens_QWNT: int32, in reading order, PAD behind the end.
-        lengths_QWN: int32, tokens, without the end marker.
-        log_probs_QWN: float32, -inf where there is no such hypothesis.
-        scores_QWN: float32, log-probability over length penalty.
-        finished_QWN: bool, whether the stream wrote its end marker.
-        valid_QWN: bool, whether there is an n-th hypothesis at all.
-        winner_Q: int32, the way with the better best hypothesis: a finished one before any
+        tokens_QGNT: int32, outputs in reading order, PAD behind the end.
+        lengths_QGN: int32, tokens, without the end marker.
+        log_probs_QGN: float32, -inf where there is no such hypothesis.
+        scores_QGN: float32, log-probability over length penalty.
+        finished_QGN: bool, whether the output was ended by its end marker.
+        valid_QGN: bool, whether there is an n-th hypothesis at all.
+        winner_Q: int32, the beam with the better best hypothesis: a finished one before any
             unfinished one (unless `rank_unfinished`), then the score, then the first way.
         steps_Q: int32, steps after which each sentence was done.
         steps: int32, steps that the loop ran.
     """
 
-    tokens_QWNT: jax.Array
-    lengths_QWN: jax.Array
-    log_probs_QWN: jax.Array
-    scores_QWN: jax.Array
-    finished_QWN: jax.Array
-    valid_QWN: jax.Array
+    tokens_QGNT: jax.Array
+    lengths_QGN: jax.Array
+    log_probs_QGN: jax.Array
+    scores_QGN: jax.Array
+    finished_QGN: jax.Array
+    valid_QGN: jax.Array
     winner_Q: jax.Array
     steps_Q: jax.Array
     steps: jax.Array
@@ -178,57 +167,51 @@ def beam_search(
             it nor reorders it: whose history a pair goes on with is said by its origins. What a
             former sentence of a row left in it is later than the row's step, or overwritten.
         markers: the directions.
-        max_length_Q: int32, the greatest number of predictions of each sentence; 0 skips it.
+        max_length_Q: int32, the greatest length of each sentence's outputs, end marker included; 0
+            skips it. `joint` rounds an even one down, since its longest output ends at both ends.
         rows: static, B: sentences that are worked on at a time, at most Q.
-        steps: static, no less than the greatest of `max_length_Q`: the room for tokens.
+        steps: static, room for tokens: `config.stream_steps` of the greatest of `max_length_Q`.
         config: see `SearchConfig`.
 
     Returns:
-        The n-best hypotheses of each direction.
+        The n-best hypotheses of each beam.
     """
     ways = len(markers.ways)
     coupling = config.make_coupling(ways)
     starts_W1 = jnp.array(markers.start, jnp.int32)[:, None]
-    ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
-    allowed_WV = jnp.asarray(markers.allowed_WV)
-    is_end_WV = jnp.arange(allowed_WV.shape[1])[None] == ends_W1
+    max_steps_Q = -(-max_length_Q // coupling.streams)
+    # Streams that end together predict their ends together.
+    longest_Q = max_steps_Q * coupling.streams
 
     def not_done(state: _State) -> jax.Array:
         return ~state.rows.idle_B.all()
 
     def extend(state: _State) -> _State:
         step_B, alive = state.rows.step_B, state.rows.alive
-        last_B11 = jnp.maximum(step_B - 1, 0)[:, None, None]
-        last_BWK = jnp.take_along_axis(alive.tokens_BWKT, last_B11[..., None], axis=3)[..., 0]
+        max_steps_B = max_steps_Q[state.rows.sentence_B]
+        at = hyps.At(step_B, step_B + 1 >= max_steps_B, config.min_length)
+        last_BWK = hyps.last_tokens(alive, step_B)
         last_BWK = jnp.where(step_B[:, None, None] == 0, starts_W1[None], last_BWK)
         place = Place(state.rows.sentence_B, step_B, state.rows.origins_BPWT)
         log_probs_BPWV, cache = decode_step(state.cache, coupling.to_pairs(last_BWK), place)
-        extensions_BWKV = coupling.extensions(log_probs_BPWV, alive.log_probs_BWK > -jnp.inf)
 
-        # --> the 2K best continuations of each direction
-        may_end_B11 = (step_B >= config.min_length)[:, None, None]
+        # --> the 2K best continuations of each beam
         with jax.named_scope("top_k"):
-            candidates = hyps.best_candidates(
-                alive, extensions_BWKV, allowed_WV[None] & (may_end_B11 | ~is_end_WV[None])
-            )
-        ends_BWC = candidates.tokens_BWC == ends_W1[None]
+            candidates = coupling.candidates(alive, log_probs_BPWV, at, markers)
         finished = hyps.keep_finished(
-            state.rows.finished,
-            alive,
-            candidates,
-            ends_BWC,
-            step_B,
+            state.rows.finished, alive, candidates, config.length_penalty, config.alpha
+        )
+        alive, parents_BGK = hyps.keep_alive(alive, candidates, step_B)
+
+        # --> what is done makes room
+        bound_BG = best_reachable_score(
+            alive.log_probs_BGK,
+            coupling.streams * step_B + 2,
+            longest_Q[state.rows.sentence_B],
             config.length_penalty,
             config.alpha,
         )
-        alive, parents_BWK = hyps.keep_alive(alive, candidates, ends_BWC, step_B)
-
-        # --> what is done makes room
-        max_length_B = max_length_Q[state.rows.sentence_B]
-        bound_BW = best_reachable_score(
-            alive.log_probs_BWK, step_B + 2, max_length_B, config.length_penalty, config.alpha
-        )
-        settled_B = (finished.scores_BWK[..., config.n_best - 1] >= bound_BW).all(axis=1)
+        settled_B = (finished.scores_BGK[..., config.n_best - 1] >= bound_BG).all(axis=1)
         with jax.named_scope("reorder"):
             rows_after, outcomes, next_sentence = queue.move_on(
                 dataclasses.replace(
@@ -236,100 +219,111 @@ def beam_search(
                     step_B=jnp.where(state.rows.idle_B, step_B, step_B + 1),
                     alive=alive,
                     finished=finished,
-                    origins_BPWT=queue.follow(
-                        state.rows.origins_BPWT, coupling.parent_pairs(parents_BWK), step_B
-                    ),
+                    origins_BPWT=_origins(state.rows, alive, parents_BGK, coupling, markers),
                 ),
                 state.outcomes,
                 state.next_sentence,
-                done_B=~state.rows.idle_B & (settled_B | (step_B + 1 >= max_length_B)),
+                done_B=~state.rows.idle_B & (settled_B | at.last_B),
             )
         return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
 
+    def beams(sentences: int) -> tuple[hyps.Alive, hyps.Finished]:
+        number = ways // coupling.streams
+        return hyps.empty_beams(sentences, ways, coupling.hypotheses, steps, number)
+
+    sentences = len(max_length_Q)
     first = _State(
         steps=jnp.int32(0),
-        rows=queue.fresh_rows(rows, coupling.pairs, ways, coupling.hypotheses, steps),
-        outcomes=queue.no_outcomes(len(max_length_Q), ways, coupling.hypotheses, steps),
+        rows=queue.fresh_rows(coupling.pairs, beams(rows)),
+        outcomes=queue.Outcomes(*beams(sentences), jnp.zeros(sentences, jnp.int32)),
         next_sentence=jnp.int32(rows),
         cache=cache,
     )
     last = jax.lax.while_loop(not_done, extend, first)
-    return _result(last, markers, max_length_Q, config)
+    return _result(last, coupling, markers, longest_Q, config)
+
+
+def _origins(
+    rows: queue.Rows,
+    alive: hyps.Alive,
+    parents_BGK: jax.Array,
+    coupling: Coupling,
+    markers: Markers,
+) -> jax.Array:
+    """Where what the new hypotheses have written stands, after the step of `rows`."""
+    origins_BPWT = queue.follow(rows.origins_BPWT, coupling.parent_pairs(parents_BGK), rows.step_B)
+    if coupling.streams == 1:
+        return origins_BPWT
+    ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
+    ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
+    return queue.end_streams(origins_BPWT, coupling.to_pairs(ended_BWK), rows.step_B)
 
 
 def _result(
-    state: _State, markers: Markers, max_length_Q: jax.Array, config: SearchConfig
+    state: _State,
+    coupling: Coupling,
+    markers: Markers,
+    longest_Q: jax.Array,
+    config: SearchConfig,
 ) -> BeamSearchResult:
-    """Puts the finished and the unfinished hypotheses into one n-best list a direction."""
+    """Puts the finished and the unfinished hypotheses into one n-best list a beam."""
     # A sentence that was settled before its maximum length has nothing cut off; but by the bound
     # that settled it, its alive hypotheses do not come before any of its n best.
     outcomes = state.outcomes
-    log_probs_QWK = outcomes.alive.log_probs_BWK
-    length_Q = jnp.maximum(max_length_Q, 1)
+    log_probs_QGK = outcomes.alive.log_probs_BGK
+    length_Q = jnp.maximum(longest_Q, 1)
     penalty_Q = length_penalty(length_Q, config.length_penalty, config.alpha)
     cut_off = hyps.Finished(
         tokens_BWKT=outcomes.alive.tokens_BWKT,
-        log_probs_BWK=log_probs_QWK,
-        scores_BWK=log_probs_QWK / penalty_Q[:, None, None],
-        lengths_BWK=jnp.broadcast_to(length_Q[:, None, None], log_probs_QWK.shape),
+        log_probs_BGK=log_probs_QGK,
+        scores_BGK=log_probs_QGK / penalty_Q[:, None, None],
+        lengths_BGK=jnp.broadcast_to(length_Q[:, None, None], log_probs_QGK.shape),
     )
     both = jax.tree.map(lambda *beams: jnp.concatenate(beams, axis=2), outcomes.finished, cut_off)
     # A sentence without room for a prediction took a step in vain.
-    searched_Q11 = (max_length_Q > 0)[:, None, None]
-    log_probs_QWC = jnp.where(searched_Q11, both.log_probs_BWK, -jnp.inf)
+    searched_Q11 = (longest_Q > 0)[:, None, None]
+    log_probs_QGC = jnp.where(searched_Q11, both.log_probs_BGK, -jnp.inf)
     both = dataclasses.replace(
         both,
-        log_probs_BWK=log_probs_QWC,
-        scores_BWK=jnp.where(searched_Q11, both.scores_BWK, -jnp.inf),
+        log_probs_BGK=log_probs_QGC,
+        scores_BGK=jnp.where(searched_Q11, both.scores_BGK, -jnp.inf),
     )
-    valid_QWC = log_probs_QWC > -jnp.inf
-    finished_QWC = (
-        valid_QWC & (jnp.arange(valid_QWC.shape[-1]) < valid_QWC.shape[-1] // 2)[None, None]
+    valid_QGC = log_probs_QGC > -jnp.inf
+    finished_QGC = (
+        valid_QGC & (jnp.arange(valid_QGC.shape[-1]) < valid_QGC.shape[-1] // 2)[None, None]
     )
-    order_QWN = _n_best(both.scores_BWK, valid_QWC, finished_QWC, config)
-    best = jax.tree.map(lambda values: hyps.take_hypotheses(values, order_QWN), both)
-    valid_QWN = hyps.take_hypotheses(valid_QWC, order_QWN)
-    finished_QWN = hyps.take_hypotheses(finished_QWC, order_QWN)
-    lengths_QWN = jnp.where(valid_QWN, best.lengths_BWK - finished_QWN, 0)
+    order_QGN = _n_best(both.scores_BGK, valid_QGC, finished_QGC, config)
+    best = jax.tree.map(lambda values: hyps.take_hypotheses(values, order_QGN), both)
+    valid_QGN = hyps.take_hypotheses(valid_QGC, order_QGN)
+    finished_QGN = hyps.take_hypotheses(finished_QGC, order_QGN)
+    lengths_QGN = jnp.where(valid_QGN, best.lengths_BGK - finished_QGN, 0)
     return BeamSearchResult(
-        tokens_QWNT=_in_reading_order(best.tokens_BWKT, lengths_QWN, markers),
-        lengths_QWN=lengths_QWN,
-        log_probs_QWN=best.log_probs_BWK,
-        scores_QWN=best.scores_BWK,
-        finished_QWN=finished_QWN,
-        valid_QWN=valid_QWN,
-        winner_Q=_winner(best.scores_BWK[..., 0], finished_QWN[..., 0], config),
-        steps_Q=jnp.where(max_length_Q > 0, outcomes.steps_Q, 0),
+        tokens_QGNT=coupling.reading_order(best.tokens_BWKT, lengths_QGN, markers),
+        lengths_QGN=lengths_QGN,
+        log_probs_QGN=best.log_probs_BGK,
+        scores_QGN=best.scores_BGK,
+        finished_QGN=finished_QGN,
+        valid_QGN=valid_QGN,
+        winner_Q=_winner(best.scores_BGK[..., 0], finished_QGN[..., 0], config),
+        steps_Q=jnp.where(longest_Q > 0, outcomes.steps_Q, 0),
         steps=state.steps,
     )
 
 
 def _n_best(
-    scores_QWC: jax.Array, valid_QWC: jax.Array, finished_QWC: jax.Array, config: SearchConfig
+    scores_QGC: jax.Array, valid_QGC: jax.Array, finished_QGC: jax.Array, config: SearchConfig
 ) -> jax.Array:
-    """The order of the n-best list, [Q, W, N]; each half of C is in order already."""
+    """The order of the n-best list, [Q, G, N]; each half of C is in order already."""
     if config.rank_unfinished:
-        key_QWC = -scores_QWC
+        key_QGC = -scores_QGC
     else:
-        key_QWC = jnp.where(finished_QWC, 0, jnp.where(valid_QWC, 1, 2))
-    return jnp.argsort(key_QWC, axis=-1, stable=True)[..., : config.n_best]
+        key_QGC = jnp.where(finished_QGC, 0, jnp.where(valid_QGC, 1, 2))
+    return jnp.argsort(key_QGC, axis=-1, stable=True)[..., : config.n_best]
 
 
-def _winner(scores_QW: jax.Array, finished_QW: jax.Array, config: SearchConfig) -> jax.Array:
-    """The way of the better best hypothesis, [Q]."""
+def _winner(scores_QG: jax.Array, finished_QG: jax.Array, config: SearchConfig) -> jax.Array:
+    """The beam of the better best hypothesis, [Q]."""
     if not config.rank_unfinished:
-        eligible_QW = finished_QW | ~finished_QW.any(axis=1, keepdims=True)
-        scores_QW = jnp.where(eligible_QW, scores_QW, -jnp.inf)
-    return jnp.argmax(scores_QW, axis=1).astype(jnp.int32)
-
-
-def _in_reading_order(
-    tokens_QWNT: jax.Array, lengths_QWN: jax.Array, markers: Markers
-) -> jax.Array:
-    """Turns what was written from the right, and puts PAD behind the end."""
-    steps_T = jnp.arange(tokens_QWNT.shape[-1])[None, None, None]
-    lengths_QWN1 = lengths_QWN[..., None]
-    from_right_W = jnp.array([way == "r2l" for way in markers.ways])[None, :, None, None]
-    index_QWNT = jnp.where(from_right_W, lengths_QWN1 - 1 - steps_T, steps_T)
-    written_QWNT = jnp.take_along_axis(tokens_QWNT, jnp.maximum(index_QWNT, 0), axis=3)
-    return jnp.where(steps_T < lengths_QWN1, written_QWNT, hyps.PAD)
+        eligible_QG = finished_QG | ~finished_QG.any(axis=1, keepdims=True)
+        scores_QG = jnp.where(eligible_QG, scores_QG, -jnp.inf)
+    return jnp.argmax(scores_QG, axis=1).astype(jnp.int32)

@@ -1,6 +1,6 @@
 """How hypotheses of the two directions are combined into the pairs that a model runs.
 
-Letters: B batch, P pairs, W ways, K hypotheses a direction, V vocabulary.
+Letters: B batch, P pairs, W ways, G beams, K hypotheses a beam, V vocabulary, N n-best, T steps.
 """
 
 import dataclasses
@@ -9,15 +9,22 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-CouplingName = Literal["none", "paired", "product"]
+from bidi.search import hypotheses as hyps
+from bidi.search.joint import Joint
+
+CouplingName = Literal["none", "paired", "product", "joint"]
 
 
 class Coupling(Protocol):
-    """The way between hypotheses [B, W, K] and pairs [B, P, W]."""
+    """What stands in a beam, and the way between beams and pairs."""
 
     @property
     def hypotheses(self) -> int:
-        """K, the alive hypotheses of each direction."""
+        """K, the alive hypotheses of each beam."""
+
+    @property
+    def streams(self) -> int:
+        """Streams of a hypothesis: 1, or 2 that together are one output."""
 
     @property
     def pairs(self) -> int:
@@ -26,15 +33,61 @@ class Coupling(Protocol):
     def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
         """A value of each hypothesis, laid out [B, P, W] by the pairs they stand in."""
 
+    def candidates(
+        self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
+    ) -> hyps.Candidates:
+        """The 2K best extensions of each beam."""
+
+    def parent_pairs(self, parents_BGK: jax.Array) -> jax.Array:
+        """The old pair whose history each way of a new pair goes on with, int32 [B, P, W]."""
+
+    def reading_order(
+        self, tokens_BWNT: jax.Array, lengths_BGN: jax.Array, markers: hyps.Markers
+    ) -> jax.Array:
+        """Outputs [B, G, N, ...] of so many tokens from what was written, PAD behind their end."""
+
+
+class _Apart:
+    """Each way has a beam of its own, whose hypotheses are whole outputs."""
+
+    streams = 1
+
+    def candidates(
+        self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
+    ) -> hyps.Candidates:
+        extensions_BWKV = self.extensions(log_probs_BPWV, alive.log_probs_BGK > -jnp.inf)
+        ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
+        is_end_WV = jnp.arange(extensions_BWKV.shape[-1])[None] == ends_W1
+        may_end_B11 = (at.step_B >= at.min_length)[:, None, None]
+        allowed_BWV = jnp.asarray(markers.allowed_WV)[None] & (may_end_B11 | ~is_end_WV[None])
+        log_probs_BWC, parents_BWC, tokens_BWC = hyps.best_extensions(
+            alive, extensions_BWKV, allowed_BWV[:, :, None]
+        )
+        return hyps.Candidates(
+            log_probs_BWC,
+            parents_BWC,
+            tokens_BWC,
+            ends_BGC=tokens_BWC == ends_W1[None],
+            lengths_BGC=jnp.broadcast_to((at.step_B + 1)[:, None, None], tokens_BWC.shape),
+        )
+
+    def reading_order(
+        self, tokens_BWNT: jax.Array, lengths_BGN: jax.Array, markers: hyps.Markers
+    ) -> jax.Array:
+        steps_T = jnp.arange(tokens_BWNT.shape[-1])[None, None, None]
+        lengths_BWN1 = lengths_BGN[..., None]
+        from_right_W = jnp.array([way == "r2l" for way in markers.ways])[None, :, None, None]
+        index_BWNT = jnp.where(from_right_W, lengths_BWN1 - 1 - steps_T, steps_T)
+        written_BWNT = jnp.take_along_axis(tokens_BWNT, jnp.maximum(index_BWNT, 0), axis=3)
+        return jnp.where(steps_T < lengths_BWN1, written_BWNT, hyps.PAD)
+
     def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
         """What each next token is worth to each hypothesis, [B, W, K, V]; `alive_BWK` is bool."""
-
-    def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
-        """The old pair whose history each way of a new pair goes on with, int32 [B, P, W]."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class ByRank:
+class ByRank(_Apart):
     """The k-th hypothesis of one direction beside the k-th of the other (SB-NMT).
 
     Where the streams do not read each other (coupling `none`) a pair is only a place in the batch.
@@ -60,7 +113,7 @@ class ByRank:
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
+class Product(_Apart):
     """Every L2R x R2L combination; a token's probability is the mean over the partners (Su 2019).
 
     Pair p holds L2R hypothesis p // K and R2L hypothesis p % K. The pair of two parents was itself
@@ -103,8 +156,8 @@ def make_coupling(name: CouplingName, beam_size: int, ways: int) -> Coupling:
     """The coupling of a name.
 
     Args:
-        name: `none`, `paired` or `product`.
-        beam_size: hypotheses of each direction; of both together for `paired`.
+        name: `none`, `paired`, `product` or `joint`.
+        beam_size: hypotheses of each beam; of both together for `paired`.
         ways: 1 or 2 directions.
 
     Raises:
@@ -119,6 +172,8 @@ def make_coupling(name: CouplingName, beam_size: int, ways: int) -> Coupling:
         )
     if name == "product":
         return Product(beam_size)
+    if name == "joint":
+        return Joint(beam_size)
     if beam_size % 2:
         raise ValueError(
             f"Search.beam_size = {beam_size} is odd, but coupling 'paired' gives each direction "

@@ -3,7 +3,7 @@
 Outputs differ in length, and a search ends by a bound on scores: of a batch that waits for its last
 sentence, most rows idle most of the time.
 
-Letters: B rows, Q sentences in the queue, P pairs, W ways, K hypotheses a direction, T steps.
+Letters: B rows, Q sentences in the queue, P pairs, W ways, G beams, K hypotheses a beam, T steps.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from bidi.search import hypotheses as hyps
+
+OVER = -1
 
 
 @flax.struct.dataclass
@@ -25,7 +27,8 @@ class Rows:
         idle_B: bool, whether there was no sentence left: what the row does then counts for nothing.
         alive: see `hyps.Alive`.
         finished: see `hyps.Finished`.
-        origins_BPWT: int32, the pair in whose place each step of a stream was written.
+        origins_BPWT: int32, the pair in whose place each step of a stream was written; OVER where
+            the stream had ended.
     """
 
     sentence_B: jax.Array
@@ -38,16 +41,17 @@ class Rows:
 
 @flax.struct.dataclass
 class Outcomes:
-    """The beams of each sentence, leaves [Q, W, K, ...], once it is done; and its steps [Q]."""
+    """The beams of each sentence, once it is done; and its steps [Q]."""
 
     alive: hyps.Alive
     finished: hyps.Finished
     steps_Q: jax.Array
 
 
-def fresh_rows(rows: int, pairs: int, ways: int, hypotheses: int, steps: int) -> Rows:
-    """The first sentences of the queue, nothing written."""
-    alive, finished = hyps.empty_beams(rows, ways, hypotheses, steps)
+def fresh_rows(pairs: int, beams: tuple[hyps.Alive, hyps.Finished]) -> Rows:
+    """The first sentences of the queue, nothing written: the beams are `hyps.empty_beams`."""
+    alive, finished = beams
+    rows, ways, _, steps = alive.tokens_BWKT.shape
     return Rows(
         sentence_B=jnp.arange(rows, dtype=jnp.int32),
         step_B=jnp.zeros(rows, jnp.int32),
@@ -56,12 +60,6 @@ def fresh_rows(rows: int, pairs: int, ways: int, hypotheses: int, steps: int) ->
         finished=finished,
         origins_BPWT=own_places((rows, pairs, ways, steps)),
     )
-
-
-def no_outcomes(sentences: int, ways: int, hypotheses: int, steps: int) -> Outcomes:
-    """Room for the beams of so many sentences."""
-    alive, finished = hyps.empty_beams(sentences, ways, hypotheses, steps)
-    return Outcomes(alive, finished, jnp.zeros(sentences, jnp.int32))
 
 
 def own_places(shape_BPWT: tuple[int, ...]) -> jax.Array:
@@ -79,6 +77,12 @@ def follow(origins_BPWT: jax.Array, parents_BPW: jax.Array, step_B: jax.Array) -
         of_parents(origins_BPWT, parents_BPW),
         own_places(origins_BPWT.shape),
     )
+
+
+def end_streams(origins_BPWT: jax.Array, ended_BPW: jax.Array, step_B: jax.Array) -> jax.Array:
+    """Nobody reads what streams that have ended write at the step after this one."""
+    next_BT = jnp.arange(origins_BPWT.shape[-1])[None] == step_B[:, None] + 1
+    return jnp.where(next_BT[:, None, None] & ended_BPW[..., None], OVER, origins_BPWT)
 
 
 def move_on(
@@ -102,9 +106,10 @@ def move_on(
     )
     taken_B = next_sentence + jnp.cumsum(done_B) - 1
     takes_B = done_B & (taken_B < sentences)
-    ways, hypotheses, steps = rows.alive.tokens_BWKT.shape[1:]
-    pairs = rows.origins_BPWT.shape[1]
-    fresh = fresh_rows(len(done_B), pairs, ways, hypotheses, steps)
+    batch, ways, hypotheses, steps = rows.alive.tokens_BWKT.shape
+    beams = rows.alive.log_probs_BGK.shape[1]
+    empty = hyps.empty_beams(batch, ways, hypotheses, steps, beams)
+    fresh = fresh_rows(rows.origins_BPWT.shape[1], empty)
     fresh = dataclasses.replace(fresh, sentence_B=taken_B)
     rows = dataclasses.replace(rows, idle_B=rows.idle_B | (done_B & ~takes_B))
     rows = jax.tree.map(

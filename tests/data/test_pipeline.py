@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
 from bidi.data.sources import DataError
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, PAD
+from bidi.data.vocabulary import EOS
 
 FIRST = 6
 CONFIG = BatchConfig(rows=4, source_length=16, target_length=12, packing_bins=4)
@@ -35,16 +35,6 @@ class FakePairs:
 
     def __getitems__(self, indices):
         return [self._pairs[i] for i in indices]
-
-
-class ShortSecondWay:
-    """The second stream of a target ends one step earlier, as partners or halves may."""
-
-    def tokens(self, target):
-        tokens = BOTH.tokens(target)
-        tokens["inputs"][-1, 1] = tokens["labels"][-1, 1] = PAD
-        tokens["weights"][-1, 1] = 0
-        return tokens
 
 
 def unpack(batch):
@@ -137,8 +127,8 @@ def test_where_nothing_is_there_everything_is_zero(lengths, pack):
 
 def test_a_stream_that_is_over_has_no_segment():
     config = BatchConfig(1, source_length=16, target_length=12)
-    pairs = FakePairs([(2, 3), (2, 2)])
-    (batch,) = validation_batches(pairs, ShortSecondWay(), config)
+    halves = Streams("both", "tags", "halves")
+    (batch,) = validation_batches(FakePairs([(2, 5), (2, 3)]), halves, config)
     np.testing.assert_array_equal(batch["segments"][0, 0], [1] * 4 + [2] * 3 + [0] * 5)
     np.testing.assert_array_equal(batch["segments"][0, 1], [1] * 3 + [0] + [2] * 2 + [0] + [0] * 5)
     assert not batch["weights"][batch["segments"] == 0].any()
@@ -221,7 +211,7 @@ def test_packed_and_unpacked_training_show_the_same_examples():
 )
 def test_rows_too_short_for_the_longest_pair(side, lengths):
     config = BatchConfig(2, source_length=8, target_length=8)
-    message = rf"Batches\.{side}_length = 8, .* needs 9 .*Data\.max_{side}_length = 7"
+    message = rf"Batches\.{side}_length = 8, .* needs 9.* smaller Data\.max_{side}_length"
     with pytest.raises(DataError, match=message):
         training_batches(FakePairs([lengths]), BOTH, config, seed=0)
     with pytest.raises(DataError, match=message):

@@ -74,3 +74,41 @@ def test_markers(markers, starts, ends):
     streams = Streams("both", markers)
     assert streams.starts == starts
     assert streams.ends == ends
+
+
+HALVES = st.sampled_from([Streams("both", markers, "halves") for markers in ("swap", "tags")])
+
+
+@given(HALVES, TARGETS)
+def test_halves_are_the_two_parts_of_a_whole(streams, target):
+    """Each end writes its part and its end marker; the left part has the middle token."""
+    tokens = streams.tokens(target)
+    steps_W = (tokens["inputs"] != PAD).sum(axis=0)
+    left, right = (tokens["labels"][: steps - 1, way] for way, steps in enumerate(steps_W))
+    assert len(left) - len(right) in (0, 1)
+    np.testing.assert_array_equal(np.concatenate([left, right[::-1]]), target)
+    assert steps_W.max() == len(tokens["inputs"]) == streams.length(len(target))
+    for way, steps in enumerate(steps_W):
+        assert tokens["inputs"][0, way] == streams.starts[way]
+        np.testing.assert_array_equal(
+            tokens["inputs"][1:steps, way], tokens["labels"][: steps - 1, way]
+        )
+        assert tokens["labels"][steps - 1, way] == streams.ends[way]
+        for key in ("inputs", "labels", "weights"):
+            assert not tokens[key][steps:, way].any()
+        assert (tokens["weights"][:steps, way] == 1).all()
+
+
+@given(HALVES, TARGETS)
+def test_halves_share_no_token(streams, target):
+    """Nothing that one stream reads is a label of the other: each place is in one of them."""
+    places = np.arange(len(target)) + 100
+    tokens = streams.tokens(places)
+    read, labels = (set(tokens[key][:, 0]) for key in ("inputs", "labels"))
+    assert not (set(tokens["inputs"][:, 1]) - {PAD, streams.starts[1]}) & labels
+    assert not (read - {PAD, streams.starts[0]}) & set(tokens["labels"][:, 1])
+
+
+@given(STREAMS, TARGETS)
+def test_length_is_what_the_streams_take(streams, target):
+    assert streams.length(len(target)) == len(streams.tokens(target)["inputs"])

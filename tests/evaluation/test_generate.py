@@ -224,6 +224,28 @@ def test_a_source_too_long_is_cut_and_counted():
     assert (tally.sentences, tally.truncated, tally.batches) == (6, 4, 2)
 
 
+JOINT = SearchConfig("joint", n_best=4, max_length_factor=1.5, max_length_offset=5)
+
+
+def test_halves_are_one_list_whose_scores_are_those_of_whole_outputs():
+    generator = make_generator(layout="halves", seed=1, interaction="layers", own_decoders=True)
+    found = generator.search(SOURCES, JOINT)
+    outputs = [[h.tokens for h in one.all] for one in found]
+    lengths = set()
+    for one, tokens, scores in zip(found, outputs, generator.score(SOURCES, outputs), strict=True):
+        assert one.n_best.keys() == scores.keys() == {"joint"}
+        assert one.winner == next(iter(one.n_best["joint"]), None)
+        assert len(set(tokens)) == len(one.n_best["joint"])
+        for h in one.n_best["joint"]:
+            assert h.direction == "joint"
+            assert {FIRST_TEXT_ID <= token < 11 for token in h.tokens} <= {True}
+            score = scores["joint"][tokens.index(h.tokens)]
+            if h.finished:
+                lengths.add(len(h.tokens))
+                np.testing.assert_allclose(h.log_prob, score, rtol=1e-4)
+    assert {length % 2 for length in lengths} == {0, 1}
+
+
 def hypothesis(tokens, direction, score, finished=True):
     return Hypothesis(tuple(tokens), direction, 2 * score, score, finished)
 

@@ -22,13 +22,20 @@ def vocabulary_of(letters: str) -> Vocabulary:
 
 
 def make_generator(
-    ways="both", markers="swap", max_source=7, batch_tokens=64, seed=0, params=None, **config
+    ways="both",
+    markers="swap",
+    layout="whole",
+    max_source=7,
+    batch_tokens=64,
+    seed=0,
+    params=None,
+    **config,
 ) -> Generator:
     """A generator of one compiled shape: 7 tokens and EOS fill the shortest row.
 
     `params` are random unless given, and then those of a generator of the same `config`.
     """
-    streams = Streams(ways, markers)
+    streams = Streams(ways, markers, layout)
     shape = {
         "encoder_layers": 1,
         "decoder_layers": 1,

@@ -95,33 +95,55 @@ def test_a_stream_sees_what_was_written_in_its_own_example(config, interact):
         np.testing.assert_array_equal(found_part[real], expected_part[real])
 
 
+def seen_of_gold(config, layout):
+    """Inputs and labels of two targets, and what the predictions depend on in their inputs."""
+    inputs_BPWT = np.zeros((2, 1, 2, 8), np.int32)
+    labels_BPWT = np.zeros_like(inputs_BPWT)
+    for b, n in enumerate(LENGTHS):
+        # No token twice, so that a label is in one place only.
+        target = FIRST_TEXT_ID + np.random.default_rng(b).permutation(n).astype(np.int32)
+        tokens = Streams("both", "tags", layout).tokens(target)
+        inputs_BPWT[b, ..., : len(tokens["inputs"])] = tokens["inputs"].T
+        labels_BPWT[b, ..., : len(tokens["labels"])] = tokens["labels"].T
+    segments_BPWT = (inputs_BPWT != 0).astype(np.int32)
+    streams = (inputs_BPWT, segments_BPWT, tiny.positions(segments_BPWT))
+    model = tiny.make_model(encoder_layers=1, **config)
+    source = tiny.source_batch(np.ones((2, 6)))
+    seen, _ = sensitivity(model, tiny.random_params(model), source, streams, interact=True)
+    return inputs_BPWT[:, 0], labels_BPWT[:, 0], seen[:, 0, :, :, :, 0]
+
+
+LENGTHS = (6, 7)
+
+
 @pytest.mark.parametrize("config", [SEEN[0][0], SEEN[1][0], SEEN[3][0]], ids=name)
 def test_gold_partners_leak_the_second_half(config):
     """A stream's label at step t stands in the other's inputs at step n - t: seen if n - t <= t.
 
     That is what layout `whole` with partner `gold` is, wherever the streams read each other.
     """
-    lengths = (6, 7)
-    inputs_BPWT = np.zeros((2, 2, 2, 8), np.int32)
-    labels_BPWT = np.zeros_like(inputs_BPWT)
-    for b, n in enumerate(lengths):
-        # No token twice, so that a label is in one place only.
-        target = FIRST_TEXT_ID + np.random.default_rng(b).permutation(n).astype(np.int32)
-        tokens = Streams("both", "tags").tokens(target)
-        inputs_BPWT[b, ..., : n + 1] = tokens["inputs"].T
-        labels_BPWT[b, ..., : n + 1] = tokens["labels"].T
-    segments_BPWT = (inputs_BPWT != 0).astype(np.int32)
-    streams = (inputs_BPWT, segments_BPWT, tiny.positions(segments_BPWT))
-    model = tiny.make_model(encoder_layers=1, **config)
-    source = tiny.source_batch(np.ones((2, 6)))
-    seen, _ = sensitivity(model, tiny.random_params(model), source, streams, interact=True)
-
+    inputs_BWT, labels_BWT, seen = seen_of_gold(config, "whole")
     for b, way in itertools.product(range(2), range(2)):
-        n = lengths[b]
+        n = LENGTHS[b]
         for t in range(n):
-            assert inputs_BPWT[b, 0, 1 - way, n - t] == labels_BPWT[b, 0, way, t]
-            leaks = seen[b, 0, way, t, b, 0, 1 - way, n - t]
+            assert inputs_BWT[b, 1 - way, n - t] == labels_BWT[b, way, t]
+            leaks = seen[b, way, t, b, 1 - way, n - t]
             assert leaks == (config["interaction"] != "none" and t >= n / 2)
+
+
+@pytest.mark.parametrize("config", [SEEN[1][0], SEEN[3][0]], ids=name)
+def test_halves_leak_nothing(config):
+    """Whatever a prediction depends on in the other stream, its label is not there.
+
+    Nor is any later label of its own stream: the sum over all predictions is a log-probability.
+    """
+    inputs_BWT, labels_BWT, seen = seen_of_gold(config, "halves")
+    reads_the_other = 0
+    for b, way, t in np.argwhere(labels_BWT >= FIRST_TEXT_ID):
+        read_WT = np.where(seen[b, way, t, b], inputs_BWT[b], 0)
+        assert not np.isin(labels_BWT[b, way, t:], read_WT[read_WT >= FIRST_TEXT_ID]).any()
+        reads_the_other += (read_WT[1 - way] >= FIRST_TEXT_ID).sum()
+    assert reads_the_other > 10
 
 
 ALONE = (

@@ -15,12 +15,13 @@ from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
 from tests.models import tiny
-from tests.search import oracle
+from tests.search import joint_oracle, oracle
 
 STEPS = 6
 MAX_LENGTH_Q = np.array([6, 4, 5], np.int32)
 SOURCE = tiny.source_batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 SWAP, TAGS, ONE_WAY = Streams("both", "swap"), Streams("both", "tags"), Streams("r2l", "tags")
+HALVES = Streams("both", "swap", "halves")
 
 
 @functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config", "rows"))
@@ -82,7 +83,7 @@ class Case:
             inputs_WT = np.zeros((len(task.ways), STEPS), np.int32)
             for w, written in ((1 - way, partner), (way, own)):
                 if written is not None:
-                    inputs_WT[w, : len(own) + 1] = self.streams.starts[w], *written
+                    inputs_WT[w, : len(written) + 1] = self.streams.starts[w], *written
             segments_WT = (inputs_WT != 0).astype(np.int32)
             streams = (inputs_WT, segments_WT, tiny.positions(segments_WT))
             streams = tuple(x[None, None] for x in streams)
@@ -91,7 +92,8 @@ class Case:
             logits_V = np.asarray(logits, np.float64)[0, 0, way, len(own)]
             return (logits_V - np.log(np.exp(logits_V).sum())).tolist()
 
-        return oracle.reference_search(log_probs, task)
+        definition = joint_oracle if self.coupling == "joint" else oracle
+        return definition.reference_search(log_probs, task)
 
     @property
     def model(self):
@@ -108,6 +110,8 @@ EXACT = {
     "product, none": Case("product", 2, SWAP, {"interaction": "none", "own_decoders": True}),
     "product, top": Case("product", 3, SWAP, {"interaction": "top", "own_decoders": True}),
     "product, layers": Case("product", 3, TAGS, {"interaction": "layers", "fusion": "concat"}),
+    "joint, layers": Case("joint", 4, HALVES, {"interaction": "layers", "fusion_weight": 1.0}),
+    "joint, top": Case("joint", 3, HALVES, {"interaction": "top", "own_decoders": True}),
     "paired, none": Case("paired", 4, TAGS, {"interaction": "none", "tied_embeddings": False}),
     "paired, top": Case("paired", 4, SWAP, {"interaction": "top", "fusion": "gate"}),
     "paired, one layer": Case(
@@ -123,15 +127,15 @@ def test_search_with_a_cache_is_search_over_whole_prefixes(case, rows):
     for q in range(len(MAX_LENGTH_Q)):
         answer = case.reference(q)
         for way, hypotheses in enumerate(answer.n_best):
-            expected = [(h.reading(case.streams.directions[way]), h.finished) for h in hypotheses]
-            lengths_N, finished_N = result.lengths_QWN[q, way], result.finished_QWN[q, way]
-            tokens_NT = result.tokens_QWNT[q, way]
+            expected = [(h.reading(case.streams.writers[way]), h.finished) for h in hypotheses]
+            lengths_N, finished_N = result.lengths_QGN[q, way], result.finished_QGN[q, way]
+            tokens_NT = result.tokens_QGNT[q, way]
             found = [
                 (tuple(tokens_NT[n, : lengths_N[n]]), finished_N[n]) for n in range(len(lengths_N))
             ]
             assert found == expected
             log_probs = [hypothesis.log_prob for hypothesis in hypotheses]
-            np.testing.assert_allclose(result.log_probs_QWN[q, way], log_probs, atol=1e-4)
+            np.testing.assert_allclose(result.log_probs_QGN[q, way], log_probs, atol=1e-4)
         assert result.winner_Q[q] == answer.winner
 
 
@@ -139,5 +143,5 @@ def test_pairs_by_rank_are_approximate_in_deeper_layers():
     """As `ByRank` says: a stream's deeper entries were computed beside a former partner."""
     case = Case("paired", 4, SWAP, {"interaction": "layers", "decoder_layers": 2})
     answers = [case.reference(q) for q in range(len(MAX_LENGTH_Q))]
-    exact_QWN = [[[h.log_prob for h in listed] for listed in one.n_best] for one in answers]
-    assert np.abs(case.search(rows=2).log_probs_QWN - np.array(exact_QWN)).max() > 0.01
+    exact_QGN = [[[h.log_prob for h in listed] for listed in one.n_best] for one in answers]
+    assert np.abs(case.search(rows=2).log_probs_QGN - np.array(exact_QGN)).max() > 0.01

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
-from tests.search import oracle, tables
+from tests.search import joint_oracle, oracle, tables
 from tests.search.tables import Sentence
 
 BATCH = 8
@@ -22,6 +22,8 @@ BOTH, L2R, R2L = ("l2r", "r2l"), ("l2r",), ("r2l",)
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One compiled search: `texts` is how many text ids each way may write.
+
+    `steps`: the greatest of the sentences' maximum lengths.
 
     Markers `swap`: ids 0 pad, 1 and 2 the markers, then text; `tags`: text from id 1, then the two
     start tags and the shared end, so that the end marker comes first at ties in one and last in the
@@ -68,6 +70,18 @@ class Case:
             allowed_WV[way, list(tokens)] = True
         return Markers(ways=self.ways, start=self.start, end=self.end, allowed_WV=allowed_WV)
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        return ("joint",) if self.coupling == "joint" else self.ways
+
+    @property
+    def definition(self):
+        return joint_oracle if self.coupling == "joint" else oracle
+
+    @property
+    def room(self) -> int:
+        return self.config().stream_steps(self.steps, len(self.ways))
+
     def config(self) -> SearchConfig:
         return SearchConfig(
             coupling=self.coupling,
@@ -98,7 +112,12 @@ class Case:
         return tables.log_probs(sentence, self.start, self.end, self.size)
 
     def reference(self, sentence: Sentence) -> oracle.Answer:
-        return oracle.reference_search(self.table(sentence), self.task(sentence.max_length))
+        return self.definition.reference_search(
+            self.table(sentence), self.task(sentence.max_length)
+        )
+
+    def everything(self, sentence: Sentence) -> oracle.Answer:
+        return self.definition.enumerate_all(self.table(sentence), self.task(sentence.max_length))
 
     def sentences(self) -> st.SearchStrategy[list[Sentence]]:
         """Batches whose tables are all ties, mostly ties or few ties; unquantised for `product`."""
@@ -121,7 +140,7 @@ def compiled(case: Case):
 def jit_search(case: Case, step_fn, markers: Markers):
     return jax.jit(
         functools.partial(
-            beam_search, step_fn, markers=markers, steps=case.steps, config=case.config()
+            beam_search, step_fn, markers=markers, steps=case.room, config=case.config()
         ),
         static_argnames="rows",
     )
@@ -137,7 +156,7 @@ def search(
     rows = len(sentences) if rows is None else rows
     ways = len(case.ways)
     pairs = case.config().make_coupling(ways).pairs
-    cache = tables.cache(sentences, (rows, pairs, ways, case.steps), garbage)
+    cache = tables.cache(sentences, (rows, pairs, ways, case.room), garbage)
     max_length_Q = np.array([s.max_length for s in sentences], np.int32)
     run = run or compiled(case)
     return jax.device_get(run(cache, max_length_Q=max_length_Q, rows=rows))
@@ -149,16 +168,16 @@ def assert_sentence(result: BeamSearchResult, q: int, case: Case, answer: oracle
     for w, expected in enumerate(answer.n_best):
         count = len(expected)
         valid = [n < count for n in range(case.n_best)]
-        assert result.valid_QWN[q, w].tolist() == valid
-        assert result.scores_QWN[q, w, count:].tolist() == [-np.inf] * (case.n_best - count)
-        assert not result.finished_QWN[q, w, count:].any()
+        assert result.valid_QGN[q, w].tolist() == valid
+        assert result.scores_QGN[q, w, count:].tolist() == [-np.inf] * (case.n_best - count)
+        assert not result.finished_QGN[q, w, count:].any()
         for n, hypothesis in enumerate(expected):
-            reading = hypothesis.reading(case.ways[w])
-            padding = result.tokens_QWNT.shape[-1] - len(reading)
-            assert result.tokens_QWNT[q, w, n].tolist() == [*reading, *[0] * padding]
-            assert result.lengths_QWN[q, w, n] == len(reading)
-            assert result.finished_QWN[q, w, n] == hypothesis.finished
-            log_prob, score = result.log_probs_QWN[q, w, n], result.scores_QWN[q, w, n]
+            reading = hypothesis.reading(case.writers[w])
+            padding = result.tokens_QGNT.shape[-1] - len(reading)
+            assert result.tokens_QGNT[q, w, n].tolist() == [*reading, *[0] * padding]
+            assert result.lengths_QGN[q, w, n] == len(reading)
+            assert result.finished_QGN[q, w, n] == hypothesis.finished
+            log_prob, score = result.log_probs_QGN[q, w, n], result.scores_QGN[q, w, n]
             assert log_prob == pytest.approx(hypothesis.log_prob, rel=0, abs=0 if exact else 1e-5)
             score_expected = hypothesis.score(case.task(case.steps))
             assert score == pytest.approx(score_expected, rel=1e-5, abs=1e-5)

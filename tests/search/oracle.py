@@ -63,7 +63,7 @@ class Hypothesis:
         return self.log_prob / task.penalty(self.predictions)
 
     def reading(self, way: str) -> tuple[int, ...]:
-        return self.tokens if way == "l2r" else self.tokens[::-1]
+        return self.tokens[::-1] if way == "r2l" else self.tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from bidi.search.queue import OVER
+
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
 
@@ -98,7 +100,8 @@ def decode_step(end: tuple[int, ...], size: int, *, partners: bool):
             longer_BPW = _mix_array(
                 hash_BPW + prefixes_BPWT[..., t].astype(jnp.uint32) + jnp.uint32(GOLDEN)
             )
-            hash_BPW = jnp.where(t <= step_B11, longer_BPW, hash_BPW)
+            written_BPW = (t <= step_B11) & (place.origins_BPWT[..., t] != OVER)
+            hash_BPW = jnp.where(written_BPW, longer_BPW, hash_BPW)
         way_BPW = jnp.broadcast_to(
             jnp.arange(len(end), dtype=jnp.uint32)[None, None], tokens_BPW.shape
         )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidi.search.beam_search import SearchConfig
-from tests.search import oracle, tables
+from tests.search import tables
 from tests.search.cases import BATCH, L2R, R2L, Case, assert_sentence, compiled, jit_search, search
 from tests.search.tables import Sentence
 
@@ -31,6 +31,10 @@ CASES = (
     Case("product", 1, 4, penalty="plain", alpha=0.7),
     Case("product", 2, 5, 2, markers="tags", texts=(3, 3), min_length=2),
     Case("product", 3, 4, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
+    Case("joint", 1, 6, penalty="plain", alpha=0.0),
+    Case("joint", 2, 7, 2, markers="tags", texts=(3, 3), min_length=2),
+    Case("joint", 3, 8, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
+    Case("joint", 4, 9, penalty="plain", alpha=1.2),
 )
 # Beams that hold every candidate of every step: 2^(T-1) prefixes, each extended by 3 tokens.
 WIDE = (
@@ -39,6 +43,9 @@ WIDE = (
     Case("paired", 48, 4, 24, penalty="plain", alpha=0.6, min_length=0),
     Case("product", 12, 3, 12, markers="tags", min_length=0),
     Case("product", 12, 3, 2, penalty="plain", alpha=-1.2, rank_unfinished=True),
+    Case("joint", 24, 4, 24, penalty="plain", alpha=0.6, min_length=0),
+    Case("joint", 90, 6, 5, markers="tags", alpha=-0.7),
+    Case("joint", 90, 5, 90, alpha=0.6, min_length=0, rank_unfinished=True),
 )
 
 
@@ -74,7 +81,7 @@ def test_a_wide_beam_is_exhaustive_enumeration(case):
     def check(sentences):
         result = search(case, sentences)
         for b, sentence in enumerate(sentences):
-            answer = oracle.enumerate_all(case.table(sentence), case.task(sentence.max_length))
+            answer = case.everything(sentence)
             if not answer.close:
                 assert_sentence(result, b, case, answer)
 
@@ -89,9 +96,7 @@ def test_the_oracles_agree(case):
         for sentence in sentences:
             reference = case.reference(sentence)
             if not reference.close:
-                everything = oracle.enumerate_all(
-                    case.table(sentence), case.task(sentence.max_length)
-                )
+                everything = case.everything(sentence)
                 assert reference.n_best == everything.n_best
                 assert reference.winner == everything.winner
 
@@ -103,6 +108,8 @@ STOPPING = (
     Case("none", 2, 12, ways=L2R, penalty="plain", alpha=-0.5, min_length=0),
     Case("paired", 4, 12, 2, penalty="plain", alpha=0.2, rank_unfinished=True),
     Case("product", 2, 12),
+    Case("joint", 3, 17, 2, min_length=0),
+    Case("joint", 2, 18, alpha=-0.5, rank_unfinished=True),
 )
 
 
@@ -120,7 +127,7 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
     assert stopped > 10
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10]], ids=name)
+@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10], CASES[13]], ids=name)
 def test_a_sentence_does_not_depend_on_its_neighbours_or_on_padding(case):
     """Bit for bit: in another order, and alone with room for more steps than it needs."""
 
@@ -128,14 +135,14 @@ def test_a_sentence_does_not_depend_on_its_neighbours_or_on_padding(case):
         for field in dataclasses.fields(one):
             if field.name != "steps":
                 mine, its = getattr(one, field.name)[b], getattr(other, field.name)[c]
-                if field.name == "tokens_QWNT":
+                if field.name == "tokens_QGNT":
                     room = min(mine.shape[-1], its.shape[-1])
                     assert not mine[..., room:].any()
                     assert not its[..., room:].any()
                     mine, its = mine[..., :room], its[..., :room]
                 np.testing.assert_array_equal(mine, its, err_msg=field.name)
 
-    longer = dataclasses.replace(case, steps=case.steps + 3)
+    longer = dataclasses.replace(case, steps=case.steps + 4)
 
     @settings(max_examples=15, deadline=None)
     @given(sentences=case.sentences(), order=st.permutations(range(BATCH)))
@@ -155,15 +162,15 @@ def test_reported_log_probs_are_the_tables_along_the_tokens(case):
     @given(sentences=case.sentences())
     def check(sentences):
         result = search(case, sentences)
-        for b, w, n in np.argwhere(result.valid_QWN).tolist():
-            table, length = case.table(sentences[b]), result.lengths_QWN[b, w, n]
-            written = result.tokens_QWNT[b, w, n, :length].tolist()
+        for b, w, n in np.argwhere(result.valid_QGN).tolist():
+            table, length = case.table(sentences[b]), result.lengths_QGN[b, w, n]
+            written = result.tokens_QGNT[b, w, n, :length].tolist()
             if case.ways[w] == "r2l":
                 written = written[::-1]
-            if result.finished_QWN[b, w, n]:
+            if result.finished_QGN[b, w, n]:
                 written.append(case.end[w])
             terms = [table(w, tuple(written[:t]), None)[written[t]] for t in range(len(written))]
-            assert result.log_probs_QWN[b, w, n] == sum(terms)
+            assert result.log_probs_QGN[b, w, n] == sum(terms)
             assert len(written) <= sentences[b].max_length
             assert set(written) <= set(case.allowed[w])
 
@@ -195,8 +202,8 @@ def test_beam_of_one_is_greedy(case):
         result = search(case, sentences)
         for b, sentence in enumerate(sentences):
             tokens, finished = greedy(sentence)
-            found = result.tokens_QWNT[b, 0, 0, : result.lengths_QWN[b, 0, 0]]
-            assert (tuple(found.tolist()), result.finished_QWN[b, 0, 0]) == (tokens, finished)
+            found = result.tokens_QGNT[b, 0, 0, : result.lengths_QGN[b, 0, 0]]
+            assert (tuple(found.tolist()), result.finished_QGN[b, 0, 0]) == (tokens, finished)
 
     check()
 
@@ -211,13 +218,13 @@ def test_right_to_left_is_the_mirror():
         dataclasses.replace(case.search_markers(), ways=L2R),
     )
     backward, forward = search(case, sentences), search(case, sentences, renamed)
-    for field in ("lengths_QWN", "log_probs_QWN", "scores_QWN", "finished_QWN", "valid_QWN"):
+    for field in ("lengths_QGN", "log_probs_QGN", "scores_QGN", "finished_QGN", "valid_QGN"):
         np.testing.assert_array_equal(getattr(forward, field), getattr(backward, field))
-    for b, w, n in np.ndindex(forward.lengths_QWN.shape):
-        length = forward.lengths_QWN[b, w, n]
-        written = forward.tokens_QWNT[b, w, n, :length]
-        np.testing.assert_array_equal(backward.tokens_QWNT[b, w, n, :length], written[::-1])
-    assert (forward.tokens_QWNT != backward.tokens_QWNT).any()
+    for b, w, n in np.ndindex(forward.lengths_QGN.shape):
+        length = forward.lengths_QGN[b, w, n]
+        written = forward.tokens_QGNT[b, w, n, :length]
+        np.testing.assert_array_equal(backward.tokens_QGNT[b, w, n, :length], written[::-1])
+    assert (forward.tokens_QGNT != backward.tokens_QGNT).any()
 
 
 def test_one_while_loop():
@@ -239,14 +246,20 @@ def test_one_while_loop():
 def test_no_predictions_allowed_gives_no_hypothesis():
     case, sentence = CASES[1], Sentence(2, 8, 0, 3)
     result = search(case, [Sentence(1, 8, 0, 0), *[sentence] * (BATCH - 1)])
-    assert not result.valid_QWN[0].any()
+    assert not result.valid_QGN[0].any()
     assert_sentence(result, 1, case, case.reference(sentence))
 
 
 def test_pairs_and_hypotheses_of_each_coupling():
     counts = {
         (coupling, ways): (made.hypotheses, made.pairs)
-        for coupling, ways in (("none", 1), ("none", 2), ("paired", 2), ("product", 2))
+        for coupling, ways in (
+            ("none", 1),
+            ("none", 2),
+            ("paired", 2),
+            ("product", 2),
+            ("joint", 2),
+        )
         for made in [SearchConfig(coupling=coupling, beam_size=6).make_coupling(ways)]
     }
     assert counts == {
@@ -254,6 +267,7 @@ def test_pairs_and_hypotheses_of_each_coupling():
         ("none", 2): (6, 6),
         ("paired", 2): (3, 3),
         ("product", 2): (6, 36),
+        ("joint", 2): (6, 6),
     }
 
 
@@ -263,6 +277,7 @@ def test_pairs_and_hypotheses_of_each_coupling():
         ({"coupling": "paired", "beam_size": 3}, 2, "beam_size"),
         ({"coupling": "paired", "beam_size": 4}, 1, "paired"),
         ({"coupling": "product", "beam_size": 2}, 1, "product"),
+        ({"coupling": "joint", "beam_size": 2}, 1, "joint"),
         ({"coupling": "paired", "beam_size": 4, "n_best": 3}, 2, "n_best"),
         ({"coupling": "none", "beam_size": 4, "n_best": 0}, 2, "n_best"),
         ({"coupling": "none", "beam_size": 0}, 1, "beam_size"),

@@ -119,7 +119,7 @@ def test_no_fillers():
     case = Case("paired", 4, 3, 2, texts=(1, 1))
     answer, result = by_hand(case, lambda *_: {3: -1}, max_length=1)
     assert found(answer) == found(answer, 1) == [((3,), False, -1.0)]
-    assert result.valid_QWN.tolist() == [[[True, False], [True, False]]]
+    assert result.valid_QGN.tolist() == [[[True, False], [True, False]]]
 
 
 def test_paired_reads_the_partner_of_equal_rank():
@@ -153,4 +153,4 @@ def test_product_averages_probabilities_over_the_partners():
     expected = [1 / 2 * 3 / 8, 1 / 8 * 5 / 16]
     for way in range(2):
         assert [h.tokens for h in answer.n_best[way]] == [(3,), (4,)]
-        np.testing.assert_allclose(np.exp(result.log_probs_QWN[0, way]), expected, rtol=1e-5)
+        np.testing.assert_allclose(np.exp(result.log_probs_QGN[0, way]), expected, rtol=1e-5)

@@ -21,6 +21,7 @@ CASES = (
     Case("paired", 4, 5, 2, markers="tags"),
     Case("paired", 6, 6, penalty="plain", alpha=0.3, min_length=0),
     Case("product", 2, 5, 2, markers="tags", texts=(3, 3)),
+    Case("joint", 3, 8, 3, min_length=0),
 )
 SHAPES = ((1, 7), (2, 7), (3, 7), (3, 4))
 
@@ -44,12 +45,12 @@ def queues(case: Case, size: int) -> st.SearchStrategy[list[Sentence]]:
 
 
 def assert_nothing_found(result: BeamSearchResult, q: int) -> None:
-    assert not result.valid_QWN[q].any()
-    assert not result.finished_QWN[q].any()
-    assert not result.tokens_QWNT[q].any()
-    assert not result.lengths_QWN[q].any()
-    assert (result.log_probs_QWN[q] == -np.inf).all()
-    assert (result.scores_QWN[q] == -np.inf).all()
+    assert not result.valid_QGN[q].any()
+    assert not result.finished_QGN[q].any()
+    assert not result.tokens_QGNT[q].any()
+    assert not result.lengths_QGN[q].any()
+    assert (result.log_probs_QGN[q] == -np.inf).all()
+    assert (result.scores_QGN[q] == -np.inf).all()
     assert result.winner_Q[q] == result.steps_Q[q] == 0
 
 
