@@ -59,6 +59,11 @@ def train(bindings: list[str]) -> None:
             f"Streams.ways = {loaded.streams.ways!r}: name an experiment of both directions; L2R "
             "alone is measured beside it"
         )
+    if loaded.streams.layout == "halves":
+        raise verb.UserError(
+            "Streams.layout = 'halves' fills rows with other numbers of words than L2R alone: "
+            "compare the ms/update of two trainings, whose rows hold equally many"
+        )
     prepared = Prepared.open(loaded.data.directory)
     report = updates.measure(
         loaded, prepared, CompileMeter(), rounds=_ROUNDS.value, updates=_UPDATES.value

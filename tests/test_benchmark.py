@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from bidi import benchmark, config, verb
 from bidi.benchmarking import updates
-from tests.trained_run import STEPS
+from tests.trained_run import HALVES, STEPS
 
 SPREAD = {"median", "least", "most"}
 
@@ -136,6 +136,12 @@ def test_what_cannot_be_measured_is_named(trained):
             [f"--gin_file={trained.gin_file}"],
             ["Streams.ways = 'l2r'"],
             "name an experiment of both directions",
+        ),
+        (
+            benchmark.train,
+            [f"--gin_file={trained.gin_file}"],
+            HALVES,
+            "compare the ms/update of two trainings",
         ),
         (
             benchmark.train,

@@ -10,10 +10,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import config, verb
+from bidi import config, experiment, verb
 from bidi import evaluate as evaluate_verb
 from bidi import translate as translate_verb
-from tests.trained_run import STEPS, TEST_SOURCES
+from bidi.training import loop
+from tests.trained_run import HALVES, STEPS, TEST_SOURCES
 
 
 def strict(text):
@@ -81,6 +82,17 @@ def test_a_real_call_and_eight_devices_give_the_same(evaluated, trained, evaluat
     assert outputs == same_outputs
     differing = ("speed", "provenance")
     assert rounded(without(one, *differing)) == rounded(without(eight, *differing))
+
+
+def test_halves_are_trained_and_searched(trained, evaluate, tmp_path):
+    workdir = tmp_path / "halves"
+    bindings = [*HALVES, "Training.steps = 3", "Batches.target_length = 5"]
+    loaded = config.load(experiment.build, [trained.gin_file], bindings)
+    assert loop.train(loaded, workdir).finished
+    result, outputs = evaluate(workdir, name="joint-beam4")
+    assert result["directions"].keys() == result["won"].keys() == {"joint"}
+    assert result["metrics"] == result["directions"]["joint"]
+    assert [sample["joint"] for sample in result["samples"]] == outputs[: len(result["samples"])]
 
 
 def test_the_results_say_everything(trained, evaluate, capsys):

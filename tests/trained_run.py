@@ -53,6 +53,13 @@ Evaluation.batch_tokens = 128
 Evaluation.samples = 3
 """
 
+# What makes of it an experiment whose streams meet in the middle.
+HALVES = [
+    "Streams.layout = 'halves'",
+    "Search.coupling = 'joint'",
+    "Transformer.interaction = 'layers'",
+]
+
 # Among them one too long, one empty, one that the terminal might take for markup, and unknown
 # letters.
 TEST_SOURCES = ["abc", "e", "", "abcdeabcdeab", "[/b]", "cde", "edcba", "bb", "naïve"]

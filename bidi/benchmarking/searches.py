@@ -117,8 +117,9 @@ def rows(model: Experiment, beams: Sequence[int], base: bool) -> list[Row]:
         base: whether there is a model of one direction beside it, which then is measured at
             every beam that the model is.
     """
-    searches: list[tuple[CouplingName, int]] = [("none", beam) for beam in beams]
-    if model.model.interaction != "none":
+    name: CouplingName = "joint" if model.streams.layout == "halves" else "none"
+    searches: list[tuple[CouplingName, int]] = [(name, beam) for beam in beams]
+    if name == "none" and model.model.interaction != "none":
         searches += [("paired", beam) for beam in beams if beam % 2 == 0]
         searches += [("product", beam) for beam in beams]
         searches += [("product", _PRODUCT_BEAM), ("paired", _PAIRED_BEAM)]

@@ -10,6 +10,7 @@ from bidi.benchmarking.rounds import Spread
 from bidi.benchmarking.searches import Row, Taken
 from bidi.evaluation.generate import Tally
 from bidi.search.beam_search import SearchConfig
+from tests.trained_run import HALVES
 
 
 def load(trained, *bindings):
@@ -54,6 +55,16 @@ def test_rows_of_streams_that_read_each_other(trained):
         row.search.make_coupling(1 if row.model == "L2R" else 2)  # none is refused
     again = searches.rows(load(trained, "Transformer.interaction = 'top'"), [3, 6], base=False)
     assert len(kinds(again)) == len(set(kinds(again))) == 5
+
+
+def test_halves_are_searched_by_joint_alone(trained):
+    rows = searches.rows(load(trained, *HALVES), [1, 4], base=True)
+    assert kinds(rows) == [
+        ("L2R", "none", 1),
+        ("L2R", "none", 4),
+        ("model", "joint", 1),
+        ("model", "joint", 4),
+    ]
 
 
 def taken(*seconds, run=100, needed=80):
