@@ -180,7 +180,7 @@ def beam_search(
     coupling = config.make_coupling(ways)
     starts_W1 = jnp.array(markers.start, jnp.int32)[:, None]
     max_steps_Q = -(-max_length_Q // coupling.streams)
-    # Streams that end together predict their ends together.
+    # What is cut off, too: a token for each stream and step.
     longest_Q = max_steps_Q * coupling.streams
 
     def not_done(state: _State) -> jax.Array:

@@ -2,7 +2,8 @@
 
 For models of the layout `halves` (`bidi.data.streams`). An output of n tokens is ceil(n / 2) tokens
 from the left and the others from the right: both streams end at one step, or the right one at the
-step before the left one. The pair's log-probability is the sum over all predictions of both.
+step before the left one. The pair's log-probability is the sum over all predictions of both; over
+all outputs the probabilities sum to at most 1, as ends that do not meet have some too.
 
 Letters: B batch, P pairs, W ways, V vocabulary, K hypotheses, C candidates, N n-best, T steps,
 R best tokens of one end, X extensions of a hypothesis by a token at each end.
