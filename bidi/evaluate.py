@@ -1,6 +1,8 @@
 """Scores a trained model: python -m bidi.evaluate --workdir=... [--split=test] [--gin.NAME=value].
 
-Writes eval/<split>-<search>.json and the outputs beside it, and prints a table.
+Writes eval/<split>-<search>.json and the outputs beside it, and prints a table. With --leak it
+measures instead what the streams have from each other, see `bidi.evaluation.leak`, and writes
+eval/<split>-leak.json and .png.
 """
 
 import dataclasses
@@ -14,21 +16,26 @@ from absl import flags
 from bidi import trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
-from bidi.evaluation import report
+from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Hypothesis, Tally
 from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
+from bidi.trained import Trained
 from bidi.training.report import training_summary
 
 flags.adopt_module_key_flags(trained)  # so that --help shows them
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
+_LEAK = flags.DEFINE_bool("leak", False, "Measure what the streams copy from each other instead.")
 
 
 def main(bindings: list[str]) -> None:
     """Searches the split, scores what was found, writes and prints it."""
     models = trained.load(bindings)
     if models is None:
+        return
+    if _LEAK.value:
+        _measure_leak(models)
         return
     system = models.system
     prepared = Prepared.open(models.experiment.data.directory)
@@ -53,12 +60,10 @@ def main(bindings: list[str]) -> None:
         "sentences_per_second": len(sources) / max(seconds - compiled.seconds, 1e-9),
         **dataclasses.asdict(tally),
     }
-    result["training"] = training_summary(models.workdir, system.steps[0])
-    result["config"] = models.config
-    result["provenance"] = provenance()
+    result |= _made_with(models)
     name = f"{_SPLIT.value}-{search_name(system)}"
     write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
-    write_whole(directory / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    write_whole(directory / f"{name}.json", _json(result))
     report.print_results(result, rich.console.Console())
     print(f"{directory / name}.json")
 
@@ -80,16 +85,62 @@ def _report(
     generator = system.generators[0]
     shown = system.evaluation.samples
     return {
-        "split": _SPLIT.value,
-        "sentences": len(examples),
-        "checkpoints": system.steps,
-        "workdirs": system.workdirs,
-        "search": dataclasses.asdict(system.search),
+        **_head(system, examples),
         "agreement": dataclasses.asdict(system.choice) if system.choice else None,
         **report.results(generator, examples, found, chosen),
         "samples": report.samples(generator, examples[:shown], found[:shown], chosen[:shown]),
         "outputs": [generator.text(hypothesis) for hypothesis in chosen],
     }
+
+
+def _measure_leak(models: Trained) -> None:
+    """Writes and prints how much the streams have from each other."""
+    system = models.system
+    generator = system.generators[0]
+    if len(system.generators) > 1:
+        raise verb.UserError("--leak looks into one model: leave out --partner_workdir")
+    if not generator.interacts:
+        raise verb.UserError(
+            f"--leak: the streams of --workdir={models.workdir} do not read each other "
+            "(Transformer.interaction, Streams.ways), so nothing can leak"
+        )
+    leak_report.require_matplotlib()  # Before the search: it may take long.
+    examples = Prepared.open(models.experiment.data.directory).examples(_SPLIT.value)
+    found = generator.search([example.source for example in examples], system.search)
+    result = {
+        **_head(system, examples),
+        **leak.measure(generator, examples, found),
+        **_made_with(models),
+    }
+    directory = models.workdir / "eval"
+    directory.mkdir(exist_ok=True)
+    path = directory / f"{_SPLIT.value}-leak.json"
+    write_whole(path.with_suffix(".png"), leak_report.plot(result))
+    write_whole(path, _json(result))
+    leak_report.print_leak(result, rich.console.Console())
+    print(path)
+
+
+def _head(system: System, examples: list[Example]) -> dict[str, Any]:
+    return {
+        "split": _SPLIT.value,
+        "sentences": len(examples),
+        "checkpoints": system.steps,
+        "workdirs": system.workdirs,
+        "search": dataclasses.asdict(system.search),
+    }
+
+
+def _made_with(models: Trained) -> dict[str, Any]:
+    return {
+        "training": training_summary(models.workdir, models.system.steps[0]),
+        "config": models.config,
+        "provenance": provenance(),
+    }
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,65 @@ def test_a_partner_gives_what_one_model_of_both_gives(trained, workdir, evaluate
     assert partner["speed"]["sentences"] == len(TEST_SOURCES)
 
 
+def test_the_leak_is_measured(workdir, capsys):
+    """Of the run's parameters as those of a model whose streams read each other.
+
+    Fusion `tanh` has none of its own.
+    """
+    config.define_flags()
+    with flagsaver.flagsaver():
+        flags.FLAGS(["bidi.evaluate", f"--workdir={workdir}", "--leak", "--split=validation"])
+        evaluate_verb.main(
+            [
+                "Transformer.interaction = 'layers'",
+                "Transformer.fusion_weight = 2.0",
+                "Search.coupling = 'paired'",
+                "Evaluation.batch_tokens = 512",
+            ]
+        )
+    names = {path.name for path in (workdir / "eval").iterdir()}
+    assert names == {"validation-leak.json", "validation-leak.png"}
+    result = strict((workdir / "eval" / "validation-leak.json").read_text())
+    assert result.keys() == {
+        *("split", "sentences", "checkpoints", "workdirs", "search"),
+        *("examples", "same_outputs", "directions", "both"),
+        *("training", "config", "provenance"),
+    }
+    assert result["split"] == "validation"
+    assert result["examples"] == result["sentences"] == 16
+    assert result["search"]["coupling"] == "paired"
+    assert "Transformer.interaction = 'layers'" in result["config"]
+    assert result["directions"].keys() == {"l2r", "r2l"}
+    parts = {"all", "unseen", "shown", "end"}
+    conditions = {"gold", "searched", "hidden"}
+    for summary in (*result["directions"].values(), result["both"]):
+        assert summary.keys() == parts | {"by_step", "by_position", "copied"}
+        for part in parts:
+            of_part = summary[part]
+            assert of_part.keys() == {"labels", "cross_entropy", "accuracy", "leak"}
+            assert of_part["cross_entropy"].keys() == of_part["accuracy"].keys() == conditions
+            assert of_part["leak"].keys() == {"difference", "low", "high", "p"}
+            entropies = of_part["cross_entropy"]
+            assert of_part["leak"]["difference"] == pytest.approx(
+                entropies["searched"] - entropies["gold"]
+            )
+        for curve in ("by_step", "by_position"):
+            assert summary[curve].keys() == {"labels", "cross_entropy", "accuracy"}
+            counted = sum(summary[curve]["labels"])
+            assert counted == summary["all"]["labels"] - summary["end"]["labels"]
+        assert summary["copied"].keys() == {"gold", "shown", "searched", "hidden", "wrong"}
+        # The first token is predicted before anything of the other stream is seen, but its start.
+        assert summary["by_step"]["cross_entropy"]["gold"][0] == pytest.approx(
+            summary["by_step"]["cross_entropy"]["searched"][0]
+        )
+    shown = result["both"]["shown"]["cross_entropy"]
+    assert shown["gold"] != pytest.approx(shown["searched"])
+    assert shown["gold"] != pytest.approx(shown["hidden"])
+    out = capsys.readouterr().out
+    assert "both shown" in out
+    assert out.replace("\n", "").endswith("eval/validation-leak.json")
+
+
 @pytest.mark.parametrize("module", [evaluate_verb, translate_verb])
 def test_help_shows_what_names_the_models(module):
     shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
@@ -233,11 +292,17 @@ def test_what_is_missing_is_named(trained, workdir, evaluate, tmp_path):
         ([], ["Search.beam = 3"], "beam_size"),
         ([f"--partner_workdir={tmp_path}"], [], f"{tmp_path} is no workdir"),
         ([f"--partner_workdir={trained.l2r}"], [], "agreement needs a scorer of each direction"),
+        (["--leak"], [], "do not read each other"),
     ):
         with pytest.raises(EXPECTED_ERRORS) as caught:
             evaluate(workdir, *arguments, bindings=bindings)
         assert says in str(caught.value)
     assert not list((workdir / "eval").glob("test*"))
+
+
+def test_the_leak_is_of_one_model(trained, evaluate):
+    with pytest.raises(EXPECTED_ERRORS, match="leave out --partner_workdir"):
+        evaluate(trained.l2r, "--leak", f"--partner_workdir={trained.r2l}")
 
 
 def test_a_split_that_is_not_there(trained, workdir, evaluate, tmp_path):

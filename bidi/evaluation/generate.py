@@ -96,6 +96,19 @@ class Tally:
     truncated: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Priced:
+    """What a model says at each step of given streams.
+
+    Attributes:
+        log_probs_PWT: float32, of the labels; beyond the end of a stream it means nothing.
+        predicted_PWT: int32, the token that no other is likelier than.
+    """
+
+    log_probs_PWT: np.ndarray
+    predicted_PWT: np.ndarray
+
+
 class Generator:
     """A model, its parameters and its vocabularies.
 
@@ -122,6 +135,12 @@ class Generator:
         self._max_source_length, self._evaluation = max_source_length, evaluation
         self._devices = jax.local_device_count()
         self._compiled_search = functools.cache(self._compile_search)
+        self._compiled_price = functools.cache(self._compile_price)
+
+    @property
+    def interacts(self) -> bool:
+        """Whether the model's streams can read each other."""
+        return self._model.interacts
 
     def search(
         self, sources: Sequence[str], config: SearchConfig, tally: Tally | None = None
@@ -192,6 +211,47 @@ class Generator:
                 for way, writer in enumerate(self.streams.writers):
                     scores[index][writer] = scores_BPW[row, : len(candidates[index]), way]
         return scores
+
+    def price(
+        self,
+        sources: Sequence[str],
+        outputs: Sequence[Sequence[tuple[int, ...]]],
+        pairs: Sequence[tuple[int, ...]],
+        interact: bool,
+    ) -> list[Priced]:
+        """Prices the labels of given outputs one by one, each stream beside a given other.
+
+        Args:
+            sources: texts.
+            outputs: as many of each source, token ids in reading order, without markers.
+            pairs: P pairs of streams, each the number of the output that each way's stream writes.
+            interact: whether the streams of a pair read each other.
+        """
+        encoded = self._encode(sources, Tally())
+        pairs_PW = np.array(pairs)
+        ways_W = np.arange(pairs_PW.shape[1])
+        priced: list[Priced | None] = [None] * len(sources)
+        lengths = [
+            max(len(ids), *(self.streams.length(len(tokens)) for tokens in listed))
+            for ids, listed in zip(encoded, outputs, strict=True)
+        ]
+        for indices, length, rows in self._batches(lengths, streams=len(pairs)):
+            batch = self._source_batch([encoded[i] for i in indices], length, rows)
+            of_outputs = self._candidate_streams(
+                [outputs[i] for i in indices], len(outputs[0]), length, rows
+            )
+            streams = {key: value[:, pairs_PW, ways_W] for key, value in of_outputs.items()}
+            log_probs_BPWT, predicted_BPWT = (
+                x.reshape(rows, *x.shape[2:])
+                for x in jax.device_get(
+                    self._compiled_price(interact)(
+                        self.params, self._divided(batch), self._divided(streams)
+                    )
+                )
+            )
+            for row, index in enumerate(indices):
+                priced[index] = Priced(log_probs_BPWT[row], predicted_BPWT[row])
+        return [one for one in priced if one is not None]
 
     def text(self, hypothesis: Hypothesis | None) -> str:
         """A hypothesis as text; the empty one for none."""
@@ -328,26 +388,43 @@ class Generator:
         interact = self.streams.layout == "halves"
 
         def score(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
-            apply = functools.partial(self._model.apply, {"params": params})
-            inputs_BPWT = streams["inputs"]
-            segments_BPWT = (inputs_BPWT != PAD).astype(jnp.int32)
-            positions_BPWT = jnp.broadcast_to(
-                jnp.arange(inputs_BPWT.shape[-1])[None, None, None], inputs_BPWT.shape
-            )
-            logits_BPWTV: Any = apply(
-                apply(batch, method="start"),
-                inputs_BPWT,
-                segments_BPWT,
-                positions_BPWT,
-                interact=interact,
-                method="decode",
-            )
-            log_probs_BPWTV = jax.nn.log_softmax(logits_BPWTV)
-            labels_BPWT1 = streams["labels"][..., None]
-            log_probs_BPWT = jnp.take_along_axis(log_probs_BPWTV, labels_BPWT1, axis=-1)[..., 0]
+            log_probs_BPWTV = self._log_probs(params, batch, streams, interact)
+            log_probs_BPWT = _of_labels(log_probs_BPWTV, streams["labels"])
             return (log_probs_BPWT * streams["weights"]).sum(axis=-1)
 
         return jax.pmap(score, axis_name=AXIS, in_axes=(None, 0, 0))
+
+    def _compile_price(self, interact: bool) -> Any:
+        def price(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
+            log_probs_BPWTV = self._log_probs(params, batch, streams, interact)
+            predicted_BPWT = log_probs_BPWTV.argmax(axis=-1)
+            return _of_labels(log_probs_BPWTV, streams["labels"]), predicted_BPWT
+
+        return jax.pmap(price, axis_name=AXIS, in_axes=(None, 0, 0))
+
+    def _log_probs(
+        self,
+        params: Any,
+        batch: dict[str, jax.Array],
+        streams: dict[str, jax.Array],
+        interact: bool,
+    ) -> jax.Array:
+        """Log-probabilities at each step of whole streams, [B, P, W, T, V]."""
+        apply = functools.partial(self._model.apply, {"params": params})
+        inputs_BPWT = streams["inputs"]
+        segments_BPWT = (inputs_BPWT != PAD).astype(jnp.int32)
+        positions_BPWT = jnp.broadcast_to(
+            jnp.arange(inputs_BPWT.shape[-1])[None, None, None], inputs_BPWT.shape
+        )
+        logits_BPWTV: Any = apply(
+            apply(batch, method="start"),
+            inputs_BPWT,
+            segments_BPWT,
+            positions_BPWT,
+            interact=interact,
+            method="decode",
+        )
+        return jax.nn.log_softmax(logits_BPWTV)
 
     def _found(self, result: BeamSearchResult, row: int) -> Found:
         n_best: dict[Writer, tuple[Hypothesis, ...]] = {}
@@ -370,6 +447,10 @@ class Generator:
             )
         best = n_best[self.streams.writers[int(result.winner_Q[row])]]
         return Found(n_best, best[0] if best else None)
+
+
+def _of_labels(log_probs_BPWTV: jax.Array, labels_BPWT: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(log_probs_BPWTV, labels_BPWT[..., None], axis=-1)[..., 0]
 
 
 def _bucket(length: int) -> int:

@@ -1,8 +1,9 @@
 """Is one system better than another on these examples, or is the difference luck of the draw?
 
-Dimension letters: N examples, M resamples.
+Dimension letters: N examples, K counts of an example, M resamples.
 """
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -13,10 +14,10 @@ _CONFIDENCE = 95  # percent of the resampled differences that lie within the int
 
 
 class Comparison(TypedDict):
-    """System a's error rate minus system b's: below zero where a is better.
+    """System a's rate minus system b's; of error rates, below zero where a is better.
 
     Fields:
-      difference: in points of a percent, over the examples as they are.
+      difference: over the examples as they are; of error rates, in points of a percent.
       low, high: the 95 % interval of the difference.
       p: two-sided; the interval holds zero where p is above 0.05 (but for rounding to a resample).
     """
@@ -48,20 +49,48 @@ def paired_bootstrap(
         positive (a resample of such alone would have no rate).
     """
     # --> [4, N]: both numerators, both denominators
-    counts_4N = _stack(errors_a, errors_b)
-    examples = counts_4N.shape[1]
+    return _bootstrap(_stack(errors_a, errors_b), _difference, samples, seed)
+
+
+def bootstrap_ratio(
+    numerators_N: np.ndarray, denominators_N: np.ndarray, *, samples: int = 10_000, seed: int
+) -> Comparison:
+    """As `paired_bootstrap`, where each example's difference of a and b is known at once.
+
+    Args:
+      numerators_N: by how much a costs more than b, summed within an example.
+      denominators_N: how many terms that sum has, the same for a and b; above 0.
+      samples: as there.
+      seed: as there.
+
+    Returns:
+      The sum of numerators over the sum of denominators, and its interval.
+
+    Raises:
+      ValueError: no examples, or a denominator that is not positive.
+    """
+    if not (len(denominators_N) and (denominators_N > 0).all()):
+        raise ValueError("a ratio needs at least one example, and no denominator of 0")
+    return _bootstrap(np.stack([numerators_N, denominators_N]), _ratio, samples, seed)
+
+
+def _bootstrap(
+    counts_KN: np.ndarray, statistic: Callable[[np.ndarray], float], samples: int, seed: int
+) -> Comparison:
+    """Resamples the examples; `statistic` is given the sums of K counts."""
+    examples = counts_KN.shape[1]
     rng = np.random.default_rng(seed)
     differences_M = np.empty(samples)
     for m in range(samples):
         drawn_N = rng.integers(examples, size=examples)
         # How often each example was drawn. Sums stay integers: equal systems differ by exactly 0.
         times_N = np.bincount(drawn_N, minlength=examples)
-        differences_M[m] = _difference(counts_4N @ times_N)
+        differences_M[m] = statistic(counts_KN @ times_N)
     tail = (100 - _CONFIDENCE) / 2
     low, high = np.percentile(differences_M, [tail, 100 - tail])
     one_side = min(int((differences_M <= 0).sum()), int((differences_M >= 0).sum()))
     return {
-        "difference": float(_difference(counts_4N.sum(axis=1))),
+        "difference": float(statistic(counts_KN.sum(axis=1))),
         "low": float(low),
         "high": float(high),
         # The sample at hand counts as one more: a p of exactly 0 is never shown by resampling.
@@ -72,6 +101,10 @@ def paired_bootstrap(
 def _difference(sums_4: np.ndarray) -> float:
     wrong_a, wrong_b, total_a, total_b = sums_4
     return 100 * (wrong_a / total_a - wrong_b / total_b)
+
+
+def _ratio(sums_2: np.ndarray) -> float:
+    return sums_2[0] / sums_2[1]
 
 
 def _stack(errors_a: Errors, errors_b: Errors) -> np.ndarray:

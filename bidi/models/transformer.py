@@ -220,6 +220,11 @@ class Transformer(nn.Module):
         return x_BPWTD
 
     @property
+    def interacts(self) -> bool:
+        """Whether the streams can read each other."""
+        return self.ways == 2 and self.config.interaction != "none"
+
+    @property
     def _output_table(self) -> jax.Array:
         tied = self.config.tied_embeddings
         return (self.target_embedding if tied else self.output).embedding
@@ -229,7 +234,7 @@ class Transformer(nn.Module):
         return self.ways if self.config.own_decoders else 1
 
     def _interacts(self, asked: bool) -> bool:
-        return asked and self.ways == 2 and self.config.interaction != "none"
+        return asked and self.interacts
 
     def _embed(
         self, embedding: nn.Embed, tokens: jax.Array, positions: jax.Array, train: bool

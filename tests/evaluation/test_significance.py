@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidi.evaluation.metrics import Errors, word_errors
-from bidi.evaluation.significance import paired_bootstrap
+from bidi.evaluation.significance import bootstrap_ratio, paired_bootstrap
 
 
 def errors(numerators, denominators=None):
@@ -51,6 +51,22 @@ def test_difference_is_that_of_the_corpus_rates(counts):
     a, b = errors(counts[0], counts[2]), errors(counts[1], counts[3])
     difference = paired_bootstrap(a, b, samples=1, seed=0)["difference"]
     assert difference == pytest.approx(a.percent - b.percent)
+
+
+@given(COUNTS, st.integers(0, 99))
+@settings(max_examples=50)
+def test_a_ratio_is_a_comparison_over_common_denominators(counts, seed):
+    of_a, of_b, terms, _ = counts
+    compared = paired_bootstrap(errors(of_a, terms), errors(of_b, terms), samples=50, seed=seed)
+    ratio = bootstrap_ratio(of_a - of_b, terms, samples=50, seed=seed)
+    for key in ("difference", "low", "high"):
+        assert ratio[key] == pytest.approx(compared[key] / 100)
+
+
+@pytest.mark.parametrize("terms", [[], [2, 0]])
+def test_a_ratio_over_nothing_is_refused(terms):
+    with pytest.raises(ValueError, match="a ratio needs at least one example"):
+        bootstrap_ratio(np.zeros(len(terms)), np.array(terms), seed=0)
 
 
 def test_interval_and_p_equal_those_of_all_resamples():
