@@ -7,6 +7,7 @@ eval/<split>-leak.json and .png.
 
 import dataclasses
 import json
+import pathlib
 import time
 from typing import Any
 
@@ -70,10 +71,15 @@ def main(bindings: list[str]) -> None:
 
 def search_name(system: System) -> str:
     """A short name of how outputs were searched and chosen."""
-    name = f"{system.search.coupling}-beam{system.search.beam_size}"
+    parts = [system.search.coupling, f"beam{system.search.beam_size}"]
     if len(system.generators) == 2:
-        return f"{name}-partner"
-    return f"{name}-agreement" if system.rescores else name
+        # One model may be evaluated with several partners, and the outputs compared.
+        parts += ["partner", pathlib.Path(system.workdirs[1]).resolve().name]
+    elif system.rescores:
+        parts.append("agreement")
+    if system.rescores and system.agreement.interact:
+        parts.append("interact")
+    return "-".join(parts)
 
 
 def _report(

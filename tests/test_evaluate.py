@@ -191,7 +191,7 @@ def test_agreement_is_tuned_once_and_kept(workdir, evaluate, caplog):
 def test_a_partner_gives_what_one_model_of_both_gives(trained, workdir, evaluate):
     """Its two directions, told apart, are the same model here."""
     partner, outputs = evaluate(
-        trained.l2r, f"--partner_workdir={trained.r2l}", name="none-beam4-partner"
+        trained.l2r, f"--partner_workdir={trained.r2l}", name="none-beam4-partner-r2l"
     )
     one, same_outputs = evaluate(
         workdir, name="none-beam4-agreement", bindings=["Agreement.rescore = True"]
@@ -263,6 +263,22 @@ def test_the_leak_is_measured(workdir, capsys):
     assert out.replace("\n", "").endswith("eval/validation-leak.json")
 
 
+def test_two_models_of_one_direction_are_known_by_their_numbers(
+    trained, tmp_path, evaluate, capsys
+):
+    twin = shutil.copytree(trained.l2r, tmp_path / "twin", ignore=shutil.ignore_patterns("eval"))
+    result, outputs = evaluate(
+        twin, f"--partner_workdir={trained.l2r}", name="none-beam4-partner-l2r"
+    )
+    numbered = {"l2r (1)", "l2r (2)"}
+    assert result["directions"].keys() == result["won"].keys() == numbered
+    assert rounded(result["directions"]["l2r (1)"]) == rounded(result["directions"]["l2r (2)"])
+    assert sum(result["won"].values()) == pytest.approx(100)
+    assert result["samples"][0].keys() > numbered
+    assert "l2r (2)" in capsys.readouterr().out
+    assert len(outputs) == len(TEST_SOURCES)
+
+
 @pytest.mark.parametrize("module", [evaluate_verb, translate_verb])
 def test_help_shows_what_names_the_models(module):
     shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
@@ -291,8 +307,9 @@ def test_what_is_missing_is_named(trained, workdir, evaluate, tmp_path):
         ([], [f"Data.directory = '{tmp_path}/none'"], "holds no prepared data: run python -m bidi"),
         ([], ["Search.beam = 3"], "beam_size"),
         ([f"--partner_workdir={tmp_path}"], [], f"{tmp_path} is no workdir"),
-        ([f"--partner_workdir={trained.l2r}"], [], "agreement needs a scorer of each direction"),
         (["--leak"], [], "do not read each other"),
+        ([f"--workdir={trained.l2r}"], ["Agreement.rescore = True"], "agreement needs two scores"),
+        ([f"--partner_workdir={trained.l2r}"], ["Agreement.interact = True"], "Agreement.interact"),
     ):
         with pytest.raises(EXPECTED_ERRORS) as caught:
             evaluate(workdir, *arguments, bindings=bindings)

@@ -259,7 +259,7 @@ def test_what_is_missing_is_named(trained, translate, tmp_path):
         (["--checkpoint=7"], "no checkpoint '7'"),
         ([f"--input={tmp_path}/none"], f"{tmp_path}/none"),
         ([f"--output={tmp_path}/none/out"], f"{tmp_path}/none/out"),
-        ([f"--partner_workdir={trained.l2r}"], "agreement needs a scorer of each direction"),
+        ([f"--partner_workdir={trained.data}"], f"{trained.data} is no workdir"),
     ):
         with pytest.raises((verb.UserError, *verb._USER_ERRORS)) as caught:
             translate(*arguments, stdin=b"abc\n")

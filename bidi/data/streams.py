@@ -12,8 +12,6 @@ import numpy as np
 from bidi.data.vocabulary import BOS, EOS, L2R, PAD, R2L
 
 Direction = Literal["l2r", "r2l"]
-# Who wrote an output: one stream, or both, half of it each.
-Writer = Literal["l2r", "r2l", "joint"]
 
 # direction -> (start, end)
 _MARKERS: dict[str, dict[Direction, tuple[int, int]]] = {
@@ -45,8 +43,8 @@ class Streams:
         return ("l2r", "r2l") if self.ways == "both" else (self.ways,)
 
     @property
-    def writers(self) -> tuple[Writer, ...]:
-        """Who writes outputs: each direction, or both together."""
+    def writers(self) -> tuple[str, ...]:
+        """Who writes outputs: each direction, or `joint`, each the half of it."""
         return ("joint",) if self.layout == "halves" else self.directions
 
     @property

@@ -1,8 +1,12 @@
-"""Agreement: the n-best outputs of both directions, each scored by both; the best sum wins.
+"""Agreement: pooled n-best outputs, each of them scored twice; the best sum wins.
 
-The scores are teacher-forced and taken without interaction: a stream that reads the other has seen
-part of what it scores. Works with two models too (Liu et al. 2016, "Agreement on target-
-bidirectional neural machine translation").
+The two scores are those of a model's two directions, or of two models, where the score of a model
+of both directions is the mean of its directions' (Liu et al. 2016, "Agreement on target-
+bidirectional neural machine translation"). Two models of the same direction are an ensemble by
+rescoring: the control for two of different directions.
+
+The scores are teacher-forced and by default taken without interaction: a stream that reads the
+other has seen part of what it scores.
 """
 
 import dataclasses
@@ -18,7 +22,7 @@ from bidi.search.beam_search import SearchConfig
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How two scores become one: (weight * l2r + (1 - weight) * r2l) / length^alpha."""
+    """How two scores become one: (weight * first + (1 - weight) * second) / length^alpha."""
 
     weight: float
     alpha: float
@@ -30,18 +34,18 @@ class Candidates:
 
     Attributes:
         hypotheses: without repeats; those that finished, or all where none did.
-        l2r: float64 [n], log-probabilities from left to right.
-        r2l: float64 [n], from right to left.
+        first: float64 [n], log-probabilities from left to right, or by the first of two models.
+        second: float64 [n], from right to left, or by the second model.
     """
 
     hypotheses: tuple[Hypothesis, ...]
-    l2r: np.ndarray
-    r2l: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
 
     def ranked(self, choice: Choice) -> tuple[Hypothesis, ...]:
         """The hypotheses, that with the best sum first."""
         lengths = np.array([len(hypothesis.tokens) + 1 for hypothesis in self.hypotheses])
-        sums = choice.weight * self.l2r + (1 - choice.weight) * self.r2l
+        sums = choice.weight * self.first + (1 - choice.weight) * self.second
         order = np.argsort(-sums / lengths**choice.alpha, kind="stable")
         return tuple(self.hypotheses[index] for index in order)
 
@@ -54,23 +58,32 @@ def candidates(
     sources: Sequence[str],
     found: Sequence[Found],
     generators: Sequence[Generator],
+    *,
+    interact: bool,
 ) -> list[Candidates]:
-    """Pools the n-best lists of both directions, and scores them.
+    """Pools the n-best lists of what was found, and scores them.
 
     Args:
         sources: texts.
         found: what was found for them.
-        generators: the models; one of two directions, or two of one each.
+        generators: the models; one of two scores, or two of any.
+        interact: whether streams read each other while they score, see `Generator.score`.
     """
     pooled = [_pool(one) for one in found]
     outputs = [[hypothesis.tokens for hypothesis in pool] for pool in pooled]
-    scores = [generator.score(sources, outputs) for generator in generators]
-    result = []
-    for pool, *of_models in zip(pooled, *scores, strict=True):
-        by_direction = {name: array for of_model in of_models for name, array in of_model.items()}
-        l2r, r2l = (by_direction[name].astype(float) for name in ("l2r", "r2l"))
-        result.append(Candidates(pool, l2r, r2l))
-    return result
+    scores = [generator.score(sources, outputs, interact) for generator in generators]
+    return [
+        Candidates(pool, *_two_scores(of_models))
+        for pool, *of_models in zip(pooled, *scores, strict=True)
+    ]
+
+
+def _two_scores(of_models: Sequence[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(of_models) == 1:
+        first, second = of_models[0].values()
+        return first.astype(float), second.astype(float)
+    first, second = (np.mean(list(named.values()), axis=0, dtype=float) for named in of_models)
+    return first, second
 
 
 def search_config(config: SearchConfig, agreement: AgreementConfig, ways: int) -> SearchConfig:

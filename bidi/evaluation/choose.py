@@ -1,4 +1,4 @@
-"""From what was searched to what is given out: the better direction, or agreement of both."""
+"""From what was searched to what is given out: the better direction, or agreement of two scores."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.evaluation import agreement, metrics
-from bidi.evaluation.agreement import Choice
+from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally, together
 from bidi.files import write_whole
@@ -43,7 +43,7 @@ class System:
 
     @property
     def rescores(self) -> bool:
-        """Whether outputs are chosen by both directions."""
+        """Whether outputs are chosen by the sum of two scores."""
         return self.agreement.rescore
 
     def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[Found]:
@@ -68,7 +68,7 @@ class System:
         """The outputs of each source without repeats, best first; none for an empty source."""
         if self.choice is None:
             return [_winner_first(one) for one in found]
-        pools = agreement.candidates(sources, found, self.generators)
+        pools = self._pools(sources, found)
         return [pool.ranked(self.choice) for pool in pools]
 
     def choose(self, sources: Sequence[str], found: Sequence[Found]) -> list[Hypothesis | None]:
@@ -79,7 +79,7 @@ class System:
         """With the choice that does best on the validation split."""
         examples = prepared.examples("validation")
         sources = [example.source for example in examples]
-        pools = agreement.candidates(sources, self.find(sources), self.generators)
+        pools = self._pools(sources, self.find(sources))
         choice, loss = agreement.tune(
             pools, self.agreement, lambda chosen: self.loss(chosen, examples)
         )
@@ -109,6 +109,10 @@ class System:
         if kept != json.loads(json.dumps(self._key())):
             return None
         return dataclasses.replace(self, choice=choice)
+
+    def _pools(self, sources: Sequence[str], found: Sequence[Found]) -> list[Candidates]:
+        interact = self.agreement.interact
+        return agreement.candidates(sources, found, self.generators, interact=interact)
 
     def _key(self) -> dict[str, object]:
         return {

@@ -26,16 +26,21 @@ class EvaluationConfig:
 @gin.configurable("Agreement")
 @dataclasses.dataclass(frozen=True)
 class AgreementConfig:
-    """Rescoring of n-best lists by both directions; see `bidi.evaluation.agreement`.
+    """Rescoring of n-best lists by two scores; see `bidi.evaluation.agreement`.
 
     Attributes:
         rescore: whether outputs are chosen so.
         n_best: hypotheses of each direction that are candidates.
-        weights: choices for the weight of the L2R log-probability against the R2L one.
+        weights: choices for the weight of the first score (L2R, or that of the first of two models)
+            against the second.
         alphas: choices for the exponent of the length penalty over the sum.
+        interact: whether the streams of a model with interaction read each other when they score
+            a candidate. Both then hold the candidate, each shows the other its labels, and the
+            scores are no probabilities of it: to be reported beside the sound ones, not instead.
     """
 
     rescore: bool = False
     n_best: int = 4
     weights: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     alphas: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
+    interact: bool = False

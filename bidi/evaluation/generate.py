@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.data.streams import Streams, Writer
+from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
 from bidi.evaluation.config import EvaluationConfig
 from bidi.models.transformer import Transformer
@@ -33,14 +33,15 @@ class Hypothesis:
 
     Attributes:
         tokens: ids in reading order, without markers.
-        direction: which stream wrote it, or `joint`.
+        direction: which stream wrote it, or `joint`; with the model's number where `together` gave
+            it one.
         log_prob: of tokens and end marker, by that stream.
         score: `log_prob` over the length penalty.
         finished: whether the stream wrote its end marker.
     """
 
     tokens: tuple[int, ...]
-    direction: Writer
+    direction: str
     log_prob: float
     score: float
     finished: bool
@@ -51,11 +52,12 @@ class Found:
     """What the search found for one source.
 
     Attributes:
-        n_best: the hypotheses of each writer, best first; no list is empty, unless the source is.
+        n_best: the hypotheses by their `direction`, best first; no list is empty, unless the source
+            is.
         winner: the best of the lists' best, None for an empty source.
     """
 
-    n_best: dict[Writer, tuple[Hypothesis, ...]]
+    n_best: dict[str, tuple[Hypothesis, ...]]
     winner: Hypothesis | None
 
     @property
@@ -69,11 +71,27 @@ class Found:
 
 
 def together(found: Sequence[Found]) -> Found:
-    """What models found for one source, each in directions of its own, as if they were one."""
+    """What models found for one source, as if they were one.
+
+    Where two of them write the same direction, all are numbered: `l2r (1)`, `l2r (2)`.
+    """
+    directions = [direction for one in found for direction in one.n_best]
+    if len(set(directions)) < len(directions):
+        found = [_numbered(one, number) for number, one in enumerate(found, start=1)]
     winners = [one.winner for one in found if one.winner]
     return Found(
         {direction: listed for one in found for direction, listed in one.n_best.items()},
         max(winners, key=lambda h: (h.finished, h.score), default=None),
+    )
+
+
+def _numbered(found: Found, number: int) -> Found:
+    def numbered(hypothesis: Hypothesis) -> Hypothesis:
+        return dataclasses.replace(hypothesis, direction=f"{hypothesis.direction} ({number})")
+
+    return Found(
+        {f"{name} ({number})": tuple(map(numbered, h)) for name, h in found.n_best.items()},
+        found.winner and numbered(found.winner),
     )
 
 
@@ -136,6 +154,12 @@ class Generator:
         self._devices = jax.local_device_count()
         self._compiled_search = functools.cache(self._compile_search)
         self._compiled_price = functools.cache(self._compile_price)
+        self._compiled_score = functools.cache(self._compile_score)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What `score` gives of each output."""
+        return self.streams.writers
 
     @property
     def interacts(self) -> bool:
@@ -177,23 +201,33 @@ class Generator:
         return [one for one in found if one is not None]
 
     def score(
-        self, sources: Sequence[str], candidates: Sequence[Sequence[tuple[int, ...]]]
-    ) -> list[dict[Writer, np.ndarray]]:
+        self,
+        sources: Sequence[str],
+        candidates: Sequence[Sequence[tuple[int, ...]]],
+        interact: bool = False,
+    ) -> list[dict[str, np.ndarray]]:
         """Log-probabilities of given outputs, end markers included.
 
-        Each direction prices the whole output without interaction. Halves are priced together,
-        each beside the other: the sum is the output's own log-probability.
+        Each direction prices the whole output for itself. Halves are priced together, each beside
+        the other: the sum is the output's own log-probability.
 
         Args:
             sources: texts.
             candidates: of each source, token ids in reading order, without markers.
+            interact: whether whole streams read each other. Both then write the candidate, so that
+                each sees labels of its own in the other.
 
         Returns:
-            For each source and writer float32 [candidates of the source].
+            For each source and name of `score_names` float32 [candidates of the source].
+
+        Raises:
+            ValueError: `interact` is asked of a model without interaction.
         """
+        if interact and not self.interacts:
+            raise ValueError("interact = True, but this model's streams do not read each other")
         encoded = self._encode(sources, Tally())
         most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
-        scores: list[dict[Writer, np.ndarray]] = [{} for _ in sources]
+        scores: list[dict[str, np.ndarray]] = [{} for _ in sources]
         # A row is as long as its source and its longest candidate.
         lengths = [
             max(len(ids), *(self.streams.length(len(tokens)) for tokens in listed), 1)
@@ -203,13 +237,15 @@ class Generator:
             batch = self._source_batch([encoded[i] for i in indices], length, rows)
             streams = self._candidate_streams([candidates[i] for i in indices], most, length, rows)
             scores_BPW = jax.device_get(
-                self._compiled_score(self.params, self._divided(batch), self._divided(streams))
+                self._compiled_score(interact)(
+                    self.params, self._divided(batch), self._divided(streams)
+                )
             ).reshape(rows, most, -1)
             if self.streams.layout == "halves":
                 scores_BPW = scores_BPW.sum(axis=-1, keepdims=True)
             for row, index in enumerate(indices):
-                for way, writer in enumerate(self.streams.writers):
-                    scores[index][writer] = scores_BPW[row, : len(candidates[index]), way]
+                for way, name in enumerate(self.score_names):
+                    scores[index][name] = scores_BPW[row, : len(candidates[index]), way]
         return scores
 
     def price(
@@ -383,9 +419,8 @@ class Generator:
 
         return jax.pmap(search, axis_name=AXIS, in_axes=(None, 0, 0))
 
-    @functools.cached_property
-    def _compiled_score(self) -> Any:
-        interact = self.streams.layout == "halves"
+    def _compile_score(self, interact: bool) -> Any:
+        interact = interact or self.streams.layout == "halves"
 
         def score(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
             log_probs_BPWTV = self._log_probs(params, batch, streams, interact)
@@ -427,7 +462,7 @@ class Generator:
         return jax.nn.log_softmax(logits_BPWTV)
 
     def _found(self, result: BeamSearchResult, row: int) -> Found:
-        n_best: dict[Writer, tuple[Hypothesis, ...]] = {}
+        n_best: dict[str, tuple[Hypothesis, ...]] = {}
         for beam, writer in enumerate(self.streams.writers):
             n_best[writer] = tuple(
                 Hypothesis(

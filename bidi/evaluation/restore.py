@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,8 +69,8 @@ def load_system(
 
     Raises:
         FileNotFoundError: there is no such workdir or checkpoint.
-        UnfitModelsError: the models' vocabularies differ, or agreement is asked for and they do not
-            write each direction once.
+        UnfitModelsError: the models' vocabularies differ, agreement is asked for and there is one
+            score of an output alone, or scores with interaction of a model without it.
     """
     generators = [restore_generator(workdir, experiment, checkpoint)]
     if partner_workdir:
@@ -78,25 +79,39 @@ def load_system(
                 f"--partner_workdir={partner_workdir} has other vocabularies than "
                 f"--workdir={workdir}: train both on the same prepared data"
             )
-        # Not `experiment`: the partner has a direction, and may have a shape, of its own.
+        # Not `experiment`: the partner may have a direction and a shape of its own.
         partner = load_run(partner_workdir, [])
         generators.append(restore_generator(partner_workdir, partner, checkpoint))
-    directions = [name for generator, _ in generators for name in generator.streams.directions]
+    workdirs = (workdir, partner_workdir) if partner_workdir else (workdir,)
     rescore = experiment.agreement.rescore or bool(partner_workdir)
-    if rescore and sorted(directions) != ["l2r", "r2l"]:
-        raise UnfitModelsError(
-            "agreement needs a scorer of each direction, but there are "
-            f"{' and '.join(directions)}: use one model of both directions, or one of each "
-            "(--partner_workdir)"
+    if rescore:
+        _check_scores(
+            workdirs, [generator for generator, _ in generators], experiment.agreement.interact
         )
     return System(
         generators=tuple(generator for generator, _ in generators),
-        workdirs=(workdir, partner_workdir) if partner_workdir else (workdir,),
+        workdirs=workdirs,
         steps=tuple(step for _, step in generators),
         search=experiment.search,
         agreement=dataclasses.replace(experiment.agreement, rescore=rescore),
         evaluation=experiment.evaluation,
     )
+
+
+def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], interact: bool) -> None:
+    names = generators[0].score_names
+    if len(generators) == 1 and len(names) == 1:
+        raise UnfitModelsError(
+            f"agreement needs two scores of an output, but the model of --workdir={workdirs[0]} "
+            f"gives one, {names[0]}: use a model of both directions, or a second model "
+            "(--partner_workdir)"
+        )
+    for workdir, generator in zip(workdirs, generators, strict=True):
+        if interact and not generator.interacts:
+            raise UnfitModelsError(
+                f"Agreement.interact = True, but the streams of {workdir} do not read each other: "
+                "leave it False for models without interaction"
+            )
 
 
 def _vocabularies(workdir: str) -> object:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bidi.evaluation import agreement
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig
-from bidi.evaluation.generate import Found, Hypothesis
+from bidi.evaluation.generate import Found, Hypothesis, together
 from bidi.search.beam_search import SearchConfig
 
 
@@ -22,8 +22,8 @@ class Scorer:
     def __init__(self, **tables):
         self.tables, self.asked = tables, []
 
-    def score(self, sources, candidates):
-        self.asked.append((list(sources), [list(listed) for listed in candidates]))
+    def score(self, sources, candidates, interact=False):
+        self.asked.append((list(sources), [list(listed) for listed in candidates], interact))
         return [
             {
                 direction: np.array([table[tokens] for tokens in listed], np.float32)
@@ -31,6 +31,10 @@ class Scorer:
             }
             for listed in candidates
         ]
+
+
+def candidates(sources, found, scorers, interact=False):
+    return agreement.candidates(sources, found, scorers, interact=interact)
 
 
 # Two finished outputs that both ends wrote, one of the left's own, and one that was cut off.
@@ -47,37 +51,83 @@ R2L = {(6, 7): -2.0, (8,): -3.0, (9, 9, 9): -8.0, (5,): -6.0}
 
 def test_the_pool_has_no_repeats_and_only_what_ended():
     scorer = Scorer(l2r=L2R, r2l=R2L)
-    (pool,) = agreement.candidates(["abc"], [BOTH], [scorer])
+    (pool,) = candidates(["abc"], [BOTH], [scorer])
     assert pool.hypotheses == (LEFT[0], RIGHT[0])  # of a repeat, the better scored one
-    assert scorer.asked == [(["abc"], [[(6, 7), (8,)]])]
-    assert pool.l2r.tolist() == [-3.0, -2.5]
-    assert pool.r2l.tolist() == [-2.0, -3.0]
-    assert pool.l2r.dtype == pool.r2l.dtype == np.float64
+    assert scorer.asked == [(["abc"], [[(6, 7), (8,)]], False)]
+    assert pool.first.tolist() == [-3.0, -2.5]
+    assert pool.second.tolist() == [-2.0, -3.0]
+    assert pool.first.dtype == pool.second.dtype == np.float64
 
 
 def test_the_pool_is_all_where_nothing_ended():
     cut = [hypothesis([9, 9, 9], score=-2.0, finished=False)]
     other = [hypothesis([5], "r2l", -1.0, finished=False), RIGHT[2]]
     found = Found({"l2r": tuple(cut), "r2l": tuple(other)}, RIGHT[2])
-    (pool,) = agreement.candidates(["abc"], [found], [Scorer(l2r=L2R, r2l=R2L)])
+    (pool,) = candidates(["abc"], [found], [Scorer(l2r=L2R, r2l=R2L)])
     assert pool.hypotheses == (RIGHT[2], other[0])
 
 
-@pytest.mark.parametrize("first", ["l2r", "r2l"])
-def test_two_models_score_as_one_of_two_directions(first):
-    """The weight is the left-to-right model's, whichever of them was named first."""
-    models = {"l2r": Scorer(l2r=L2R), "r2l": Scorer(r2l=R2L)}
-    ordered = [models.pop(first), *models.values()]
-    (pool,) = agreement.candidates(["abc"], [BOTH], ordered)
-    (expected,) = agreement.candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+def test_two_models_score_as_one_of_two_directions():
+    models = [Scorer(l2r=L2R), Scorer(r2l=R2L)]
+    (pool,) = candidates(["abc"], [BOTH], models)
+    (expected,) = candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
     assert pool.hypotheses == expected.hypotheses
-    np.testing.assert_array_equal(pool.l2r, expected.l2r)
-    np.testing.assert_array_equal(pool.r2l, expected.r2l)
+    np.testing.assert_array_equal(pool.first, expected.first)
+    np.testing.assert_array_equal(pool.second, expected.second)
+    # The weight is that of the model named first.
+    (turned,) = candidates(["abc"], [BOTH], models[::-1])
+    np.testing.assert_array_equal(turned.first, expected.second)
+    np.testing.assert_array_equal(turned.second, expected.first)
+
+
+def test_streams_read_each_other_where_it_is_asked():
+    scorers = [Scorer(l2r=L2R, r2l=R2L), Scorer(l2r=L2R)]
+    candidates(["abc"], [BOTH], scorers, interact=True)
+    assert [asked[-1] for scorer in scorers for asked in scorer.asked] == [True, True]
+
+
+def tables(scores):
+    """Of each output its tokens, and what the scorers say of it: {tokens: log-probability}."""
+    return [{(6, 7): row[0], (8,): row[1]} for row in scores]
+
+
+@given(st.data())
+def test_any_two_models_against_plain_sums(data):
+    """Each of one score, of two, or of more: its mean counts."""
+    numbers = st.floats(-20, 0, width=32)
+    names = ["l2r", "r2l", "joint"]
+    rows = [
+        data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3)) for _ in range(2)
+    ]
+    weight, alpha = data.draw(st.floats(0, 1)), data.draw(st.sampled_from([0.0, 0.6, 1.0]))
+    models = [Scorer(**dict(zip(names, tables(row), strict=False))) for row in rows]
+    (pool,) = candidates(["abc"], [BOTH], models)
+    sums = {}
+    for output, column, length in (((6, 7), 0, 3), ((8,), 1, 2)):
+        first, second = (sum(row[column] for row in model) / len(model) for model in rows)
+        sums[output] = (weight * first + (1 - weight) * second) / length**alpha
+    chosen = pool.choose(Choice(weight, alpha)).tokens
+    assert sums[chosen] == pytest.approx(max(sums.values()), rel=1e-6, abs=1e-9)
+
+
+def test_lists_of_two_models_of_one_direction_are_pooled():
+    """What only one of them wrote counts, and is known as its."""
+    other = (hypothesis([5], score=-0.2), hypothesis([6, 7], score=-0.3))
+    found = together([Found({"l2r": LEFT}, LEFT[0]), Found({"l2r": other}, other[0])])
+    first, second = {(6, 7): -3.0, (8,): -9.0, (5,): -4.0}, {(6, 7): -4.0, (8,): -9.0, (5,): -2.0}
+    (pool,) = candidates(["abc"], [found], [Scorer(l2r=first), Scorer(l2r=second)])
+    ranked = pool.ranked(Choice(0.5, 0.0))
+    assert [(h.tokens, h.direction) for h in ranked] == [
+        ((5,), "l2r (2)"),
+        ((6, 7), "l2r (2)"),  # of a repeat, the better scored one
+        ((8,), "l2r (1)"),
+    ]
+    assert pool.choose(Choice(0.9, 0.0)).tokens == (6, 7)
 
 
 def test_empty_sources_keep_their_place():
     empty = Found({"l2r": (), "r2l": ()}, None)
-    pools = agreement.candidates(["", "abc", ""], [empty, BOTH, empty], [Scorer(l2r=L2R, r2l=R2L)])
+    pools = candidates(["", "abc", ""], [empty, BOTH, empty], [Scorer(l2r=L2R, r2l=R2L)])
     chosen = [pool.choose(Choice(0.5, 1.0)) for pool in pools]
     assert chosen == [None, LEFT[0], None]
     assert [len(pool.ranked(Choice(0.5, 1.0))) for pool in pools] == [0, 2, 0]
@@ -96,7 +146,7 @@ def test_empty_sources_keep_their_place():
     ],
 )
 def test_the_best_weighted_sum_is_chosen(weight, alpha, tokens):
-    (pool,) = agreement.candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+    (pool,) = candidates(["abc"], [BOTH], [Scorer(l2r=L2R, r2l=R2L)])
     choice = Choice(weight, alpha)
     assert pool.choose(choice).tokens == tokens
     assert pool.ranked(choice)[0] == pool.choose(choice)
@@ -133,7 +183,7 @@ def test_candidates_are_ranked_by_the_weighted_sum(rows, weight, alpha):
 
 def test_tune_takes_the_best_of_the_grid():
     config = AgreementConfig(weights=(0.0, 0.5, 1.0), alphas=(0.0, 2.0))
-    pools = agreement.candidates(["a", "b"], [BOTH, BOTH], [Scorer(l2r=L2R, r2l=R2L)])
+    pools = candidates(["a", "b"], [BOTH, BOTH], [Scorer(l2r=L2R, r2l=R2L)])
     seen = []
 
     def loss(chosen):

@@ -1,4 +1,4 @@
-"""One trained model of two directions, and its directions as two models."""
+"""One trained model of two directions, its directions as two models, and two of one direction."""
 
 import dataclasses
 import itertools
@@ -14,13 +14,14 @@ from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.generate import Found, Hypothesis, Tally
 from bidi.evaluation.restore import load_system
+from tests.trained_run import STEPS
 
 SOURCES = ["abc", "", "edcba", "bb", "   ", "ea", "abcdeabcde"]
 
 
-def load(workdir, partner=None, *bindings):
+def load(workdir, partner=None, *bindings, checkpoint="best"):
     loaded = experiment.load_run(str(workdir), list(bindings))
-    return load_system(str(workdir), loaded, "best", partner and str(partner))
+    return load_system(str(workdir), loaded, checkpoint, partner and str(partner))
 
 
 @pytest.fixture
@@ -90,11 +91,11 @@ def test_two_models_agree_as_pooled_by_hand(partners):
     expected = by_hand(partners)
     for system in (partners, dataclasses.replace(partners, generators=partners.generators[::-1])):
         found = system.find(SOURCES)
-        pools = agreement.candidates(SOURCES, found, system.generators)
+        pools = agreement.candidates(SOURCES, found, system.generators, interact=False)
         chosen = dataclasses.replace(system, choice=Choice(0.5, 0.0)).choose(SOURCES, found)
         for pool, hypothesis, sums in zip(pools, chosen, expected, strict=True):
             assert sorted(tokens(pool.hypotheses)) == sorted(sums)
-            for one, left, right in zip(pool.hypotheses, pool.l2r, pool.r2l, strict=True):
+            for one, left, right in zip(pool.hypotheses, pool.first, pool.second, strict=True):
                 np.testing.assert_allclose((left + right) / 2, sums[one.tokens], rtol=1e-5)
             if sums:
                 assert hypothesis.tokens == max(sums, key=sums.get)
@@ -113,6 +114,74 @@ def test_two_models_are_like_their_two_directions_in_one(agreeing, partners):
     for one, other in zip(itertools.chain(*ranked[0]), itertools.chain(*ranked[1]), strict=True):
         assert one.direction == other.direction
         np.testing.assert_allclose(one.score, other.score, rtol=1e-5)
+
+
+@pytest.fixture
+def ensemble(trained, partners):
+    """Two models of one direction: the same run at its end and at half of its steps."""
+    earlier = load(trained.l2r, checkpoint=str(STEPS // 2)).generators[0]
+    return dataclasses.replace(partners, generators=(partners.generators[0], earlier))
+
+
+def test_two_models_of_one_direction_are_an_ensemble(ensemble):
+    choice = Choice(0.4, 0.6)
+    system = dataclasses.replace(ensemble, choice=choice)
+    found = system.find(SOURCES)
+    config = dataclasses.replace(system.search, n_best=4)
+    lists = [generator.search(SOURCES, config) for generator in system.generators]
+    chosen = system.choose(SOURCES, found)
+    written = 0
+    for number, source in enumerate(SOURCES):
+        assert found[number].n_best.keys() == {"l2r (1)", "l2r (2)"}
+        listed = [h for one in lists for h in one[number].n_best["l2r"]]
+        pool = sorted({h.tokens for h in listed if h.finished} or {h.tokens for h in listed})
+        if not pool:
+            assert chosen[number] is None
+            continue
+        # --> [models, outputs]
+        scores = np.array([g.score([source], [pool])[0]["l2r"] for g in system.generators])
+        assert abs(scores[0] - scores[1]).max() > 0.01
+        lengths = np.array([len(tokens) + 1 for tokens in pool])
+        best = np.argmax((0.4 * scores[0] + 0.6 * scores[1]) / lengths**0.6)
+        assert chosen[number].tokens == pool[best]
+        assert chosen[number].direction in found[number].n_best
+        written += len({h.tokens for h in lists[0][number].n_best["l2r"]}) < len(pool)
+    assert written  # by the second model alone
+
+
+def test_a_model_of_both_directions_counts_as_one(both, partners):
+    """Its parameters are those of both partners: its score is the mean of theirs."""
+    left, right = partners.generators
+    systems = (
+        dataclasses.replace(partners, generators=(left, both.generators[0])),
+        dataclasses.replace(partners, generators=(left, right)),
+    )
+    found = [system.find(SOURCES) for system in systems]
+    assert found[0][0].n_best.keys() == {"l2r (1)", "l2r (2)", "r2l (2)"}
+    pools, expected = (
+        agreement.candidates(SOURCES, found[1], system.generators, interact=False)
+        for system in systems
+    )
+    for one, other in zip(pools, expected, strict=True):
+        np.testing.assert_allclose(one.first, other.first, rtol=1e-4)
+        np.testing.assert_allclose(one.second, (other.first + other.second) / 2, rtol=1e-4)
+
+
+def test_scores_are_taken_as_the_config_says(agreeing, monkeypatch):
+    asked = []
+    generator = agreeing.generators[0]
+    score = generator.score
+
+    def asked_score(sources, candidates, interact):
+        asked.append(interact)
+        return score(sources, candidates)
+
+    monkeypatch.setattr(generator, "score", asked_score)
+    for interact in (False, True):
+        config = dataclasses.replace(agreeing.agreement, interact=interact)
+        system = dataclasses.replace(agreeing, agreement=config, choice=Choice(0.5, 1.0))
+        system.choose(SOURCES, system.find(SOURCES))
+    assert asked == [False, True]
 
 
 def test_agreement_is_not_the_better_end(trained, both, agreeing):

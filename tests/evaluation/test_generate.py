@@ -3,6 +3,7 @@
 P candidates, W ways, T target steps.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -125,11 +126,16 @@ def test_the_search_reports_what_the_score_is(name):
     assert min(compared.values()) > 5
 
 
-def test_scores_are_those_of_the_streams_alone():
+@pytest.mark.parametrize(("name", "interact"), [("swap", False), ("swap", True), ("tags", True)])
+def test_scores_are_those_of_the_streams_of_one_candidate(name, interact):
     """Each candidate by itself, without padding, and its labels picked by hand."""
-    generator = generator_of("swap")
+    generator = generator_of(name)
     sources, candidates = ["cbad", "abqd"], [[(6, 9, 7), (8, 8, 8), (10, 6, 6)], [(7, 9, 10)]]
-    scores = generator.score(sources, candidates)
+    scores = generator.score(sources, candidates, interact)
+    alone = generator.score(sources, candidates)
+    for one, other in zip(scores, alone, strict=True):
+        for direction in generator.score_names:
+            assert (abs(one[direction] - other[direction]) > 1e-3).all() == interact
     for source, listed, of_source in zip(sources, candidates, scores, strict=True):
         batch = tiny.source_batch([[1] * 5])
         batch["source"] = np.append(vocabulary_of(SOURCE_LETTERS).encode(source), EOS)[None]
@@ -142,7 +148,7 @@ def test_scores_are_those_of_the_streams_alone():
                 generator.params,
                 batch,
                 (inputs_BPWT, ones, tiny.positions(ones)),
-                interact=False,
+                interact=interact,
             )
             log_probs_WTV = jax.nn.log_softmax(logits)[0, 0]
             for way, direction in enumerate(generator.streams.directions):
@@ -166,6 +172,13 @@ def test_scores_do_not_depend_on_the_other_candidates():
                 assert np.isfinite(scores[direction][place])
                 np.testing.assert_allclose(scores[direction][place], alone[direction][0], rtol=1e-4)
     np.testing.assert_array_equal(together_[0]["r2l"][0], together_[0]["r2l"][3])
+
+
+def test_a_model_without_interaction_cannot_score_with_it():
+    generator = make_generator()
+    assert not generator.interacts
+    with pytest.raises(ValueError, match="streams do not read each other"):
+        generator.score(["abc"], [[(6,)]], interact=True)
 
 
 def test_nothing_is_asked_for():
@@ -270,3 +283,18 @@ def test_models_of_one_direction_each_are_like_one_of_both():
     nothing = [Found({"l2r": ()}, None), Found({"r2l": ()}, None)]
     assert together(nothing) == Found({"l2r": (), "r2l": ()}, None)
     assert together([Found({"l2r": (B,)}, B), Found({"r2l": (D,)}, D)]).winner == D
+
+
+def test_models_of_one_direction_are_numbered():
+    left, other = Found({"l2r": (A, B)}, A), Found({"l2r": (B,)}, B)
+    A1, B1, B2 = (
+        dataclasses.replace(h, direction=name)
+        for h, name in ((A, "l2r (1)"), (B, "l2r (1)"), (B, "l2r (2)"))
+    )
+    assert together([left, other]) == Found({"l2r (1)": (A1, B1), "l2r (2)": (B2,)}, A1)
+    both = together([left, Found({"l2r": (B,), "r2l": (C, D)}, C)])
+    assert list(both.n_best) == ["l2r (1)", "l2r (2)", "r2l (2)"]
+    assert both.winner == dataclasses.replace(C, direction="r2l (2)")
+    assert {h.direction for h in both.all} == {"l2r (1)", "r2l (2)"}
+    nothing = Found({"l2r": ()}, None)
+    assert together([nothing, nothing]) == Found({"l2r (1)": (), "l2r (2)": ()}, None)

@@ -78,7 +78,13 @@ def test_who_may_agree(trained):
     rescore = ["Agreement.rescore = True"]
     assert load(trained.both, bindings=rescore).rescores
     assert not load(trained.both).rescores
-    for one, other in ((trained.l2r, trained.r2l), (trained.r2l, trained.l2r)):
+    for one, other in (
+        (trained.l2r, trained.r2l),
+        (trained.r2l, trained.l2r),
+        (trained.l2r, trained.l2r),
+        (trained.both, trained.l2r),
+        (trained.l2r, trained.both),
+    ):
         system = load(one, partner=other)
         assert system.rescores
         assert system.workdirs == (str(one), str(other))
@@ -86,14 +92,20 @@ def test_who_may_agree(trained):
 
 
 @pytest.mark.usefixtures("restore_once")
-def test_wrong_numbers_of_directions_are_refused(trained):
-    for workdir, partner, bindings, there_are in (
-        (trained.l2r, None, ["Agreement.rescore = True"], "l2r:"),
-        (trained.both, trained.l2r, [], "l2r and r2l and l2r:"),
-        (trained.l2r, trained.both, [], "l2r and l2r and r2l:"),
-        (trained.r2l, trained.r2l, [], "r2l and r2l:"),
+def test_one_score_alone_is_refused(trained):
+    with pytest.raises(UnfitModelsError, match=r"needs two scores .* gives one, l2r: use a model"):
+        load(trained.l2r, bindings=["Agreement.rescore = True"])
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_interaction_is_asked_of_models_that_have_it(trained):
+    interact = ["Agreement.interact = True"]
+    assert not load(trained.both, bindings=interact).rescores
+    for workdir, partner, bindings in (
+        (trained.both, None, ["Agreement.rescore = True", *interact]),
+        (trained.l2r, trained.r2l, interact),
     ):
-        with pytest.raises(UnfitModelsError, match=f"each direction, but there are {there_are}"):
+        with pytest.raises(UnfitModelsError, match=f"the streams of {workdir} do not read"):
             load(workdir, partner=partner, bindings=bindings)
 
 
