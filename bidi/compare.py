@@ -1,7 +1,7 @@
 """Is one evaluation better than another: python -m bidi.compare --a=A.json --b=B.json.
 
 A and B are what bidi.evaluate wrote for the same split. Prints the difference of their error rates
-with a paired bootstrap over the examples.
+with a paired bootstrap over the examples, and how far both err on the same ones.
 """
 
 import json
@@ -14,7 +14,7 @@ from absl import flags
 from bidi import experiment, verb
 from bidi.data.prepared import Prepared
 from bidi.evaluation import metrics
-from bidi.evaluation.significance import paired_bootstrap
+from bidi.evaluation.significance import error_overlap, paired_bootstrap
 
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, in a workdir's eval/.")
 _B = flags.DEFINE_string("b", None, "Another one, of the same split.")
@@ -47,7 +47,14 @@ def main(bindings: list[str]) -> None:
         interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
         numbers = (f"{errors_a.percent:.2f}", f"{errors_b.percent:.2f}")
         table.add_row(name, *numbers, f"{found['difference']:+.2f}", interval, f"{found['p']:.4f}")
-    rich.console.Console().print(table)
+    console = rich.console.Console()
+    console.print(table)
+    overlap = error_overlap(*(metrics.word_errors(texts, references) for texts in (a, b)))
+    console.print(
+        f"Wrong in both {overlap['both']:.2f} %, only in A {overlap['only_a']:.2f} %, only in B "
+        f"{overlap['only_b']:.2f} %; correlation {overlap['correlation']:.3f}",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

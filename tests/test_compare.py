@@ -40,6 +40,22 @@ def test_a_perfect_and_a_wrong_system(reports, capsys):
     ]
 
 
+def test_where_both_are_wrong(reports, capsys):
+    run(reports / "good.json", reports / "bad.json")
+    assert "Wrong in both 0.00 %, only in A 0.00 %, only in B 100.00 %; correlation nan" in (
+        capsys.readouterr().out
+    )
+    lines = (reports / "good.txt").read_text().splitlines()
+    for name, wrong in (("good", {0, 1, 2}), ("bad", {2, 3})):
+        texts = [f"{text}x" if n in wrong else text for n, text in enumerate(lines)]
+        (reports / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts))
+    run(reports / "good.json", reports / "bad.json")
+    # 1, 2, 1 and 5 of nine: (1 * 5 - 2 * 1) / sqrt(3 * 6 * 2 * 7)
+    assert "both 11.11 %, only in A 22.22 %, only in B 11.11 %; correlation 0.189" in (
+        capsys.readouterr().out
+    )
+
+
 def test_reports_that_cannot_be_compared(reports):
     (reports / "bad.json").write_text(json.dumps({"split": "validation"}))
     with pytest.raises(verb.UserError, match="not the same examples"):

@@ -1,4 +1,4 @@
-"""Is one system better than another on these examples, or is the difference luck of the draw?
+"""Is one system better than another on these examples, or is it luck? Do they err together?
 
 Dimension letters: N examples, K counts of an example, M resamples.
 """
@@ -95,6 +95,42 @@ def _bootstrap(
         "high": float(high),
         # The sample at hand counts as one more: a p of exactly 0 is never shown by resampling.
         "p": min(1.0, 2 * (one_side + 1) / (samples + 1)),
+    }
+
+
+class Overlap(TypedDict):
+    """Where two systems are wrong, in percent of the examples.
+
+    Fields:
+      both, only_a, only_b: wrong in both systems, in one of them alone.
+      correlation: phi, the correlation of being wrong in a and in b: 1 where both err on the same
+        examples, 0 where each errs on its own; NaN where a system is right, or wrong, throughout.
+    """
+
+    both: float
+    only_a: float
+    only_b: float
+    correlation: float
+
+
+def error_overlap(errors_a: Errors, errors_b: Errors) -> Overlap:
+    """Says whether two systems err on the same examples: the less, the more agreement may gain.
+
+    Args:
+      errors_a: of system a; an example counts as wrong if it has any error.
+      errors_b: of system b on the same examples in the same order.
+
+    Raises:
+      ValueError: as `paired_bootstrap`.
+    """
+    wrong_a_N, wrong_b_N = _stack(errors_a, errors_b)[:2] > 0
+    variance = wrong_a_N.var() * wrong_b_N.var()
+    covariance = (wrong_a_N & wrong_b_N).mean() - wrong_a_N.mean() * wrong_b_N.mean()
+    return {
+        "both": float(100 * (wrong_a_N & wrong_b_N).mean()),
+        "only_a": float(100 * (wrong_a_N & ~wrong_b_N).mean()),
+        "only_b": float(100 * (wrong_b_N & ~wrong_a_N).mean()),
+        "correlation": float(covariance / variance**0.5) if variance else float("nan"),
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidi.evaluation.metrics import Errors, word_errors
-from bidi.evaluation.significance import bootstrap_ratio, paired_bootstrap
+from bidi.evaluation.significance import bootstrap_ratio, error_overlap, paired_bootstrap
 
 
 def errors(numerators, denominators=None):
@@ -130,3 +130,26 @@ def test_a_better_system_is_found_from_strings():
 def test_what_cannot_be_compared_is_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         paired_bootstrap(a, b, samples=10, seed=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=12))
+def test_overlap_is_counted_example_by_example(rows):
+    a, b = (errors(column) for column in zip(*rows, strict=True))
+    wrong = [(one > 0, other > 0) for one, other in rows]
+    share = {pair: 100 * wrong.count(pair) / len(wrong) for pair in wrong}
+    overlap = error_overlap(a, b)
+    assert overlap["both"] == pytest.approx(share.get((True, True), 0))
+    assert overlap["only_a"] == pytest.approx(share.get((True, False), 0))
+    assert overlap["only_b"] == pytest.approx(share.get((False, True), 0))
+    columns = np.array(wrong, float).T
+    if (columns.min(axis=1) < columns.max(axis=1)).all():
+        assert overlap["correlation"] == pytest.approx(np.corrcoef(columns)[0, 1], abs=1e-12)
+    else:
+        assert np.isnan(overlap["correlation"])
+
+
+def test_correlation_of_errors_by_hand():
+    together, apart = errors([1, 0, 3, 0]), errors([0, 1, 0, 1])
+    assert error_overlap(together, errors([2, 0, 1, 0]))["correlation"] == pytest.approx(1)
+    assert error_overlap(together, apart)["correlation"] == pytest.approx(-1)
+    assert error_overlap(together, errors([1, 1, 0, 0]))["correlation"] == pytest.approx(0)
