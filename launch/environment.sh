@@ -1,5 +1,6 @@
 # Sourced by every launch script: goes to the repository's root, sets the environment that bidi
-# runs fast in, and defines install_bidi. Whatever is already set in the caller's environment wins.
+# runs fast in, and defines install_bidi and make_environment. Whatever is already set in the
+# caller's environment wins.
 # shellcheck shell=bash
 
 repository=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -74,4 +75,15 @@ install_bidi() {
     return 1
   fi
   { printf '%s\n' "$repository" && cat pyproject.toml; } >"$stamp"
+}
+
+# make_environment DIRECTORY OPTIONS: a virtual environment with what `pip install OPTIONS` installs,
+# for another library; does nothing if that was done before.
+make_environment() {
+  local directory=$1
+  shift
+  [[ ! -f "$directory/installed" ]] || return 0
+  "$(find_python)" -m venv "$directory"
+  "$directory/bin/python" -m pip install --disable-pip-version-check --no-input "$@"
+  touch "$directory/installed"
 }

@@ -28,14 +28,6 @@ else
 fi
 
 install_bidi export
-make_environment() {
-  local directory=$1
-  shift
-  [[ ! -f "$directory/installed" ]] || return 0
-  "$(find_python)" -m venv "$directory"
-  "$directory/bin/python" -m pip install --disable-pip-version-check --no-input "$@"
-  touch "$directory/installed"
-}
 make_environment "$peers" -r experiments/peers/requirements.txt
 make_environment "$sockeye" -r experiments/peers/requirements-sockeye.txt
 
