@@ -6,8 +6,8 @@
 # Paper     Novak, Minematsu and Hirose 2016, "Phonetisaurus: exploring grapheme-to-phoneme
 #           conversion with joint n-gram models in the WFST framework": joint n-grams of order 8
 # Data      CMUdict without stress: see base.gin; data/cmudict is prepared first, if it is not there
-# Expected  test WER @WER@, PER @PER@
-# Time      @TIME@
+# Expected  test WER 25.75, PER 6.24 (RESULTS.md)
+# Time      2.5 CPU minutes
 # Hardware  one CPU core, x86-64 or ARM, Linux
 #
 # Results go to runs/cmudict/wfst. Phonetisaurus is installed in .venv-wfst (WFST names another
