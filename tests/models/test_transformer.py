@@ -188,6 +188,9 @@ def test_swapping_the_ways_swaps_the_logits():
 class ShortSecondWay:
     """The second stream of a target ends a step earlier, as partners may."""
 
+    def length(self, target_length):
+        return Streams("both").length(target_length)
+
     def tokens(self, target):
         tokens = Streams("both").tokens(target)
         tokens["inputs"][-1, 1] = tokens["labels"][-1, 1] = PAD
