@@ -128,7 +128,7 @@ def _with_n_best(system: System, n_best: int) -> System:
             f"{len(streams.writers)}: raise --gin.Search.beam_size"
         )
     search = dataclasses.replace(system.search, n_best=min(n_best, hypotheses))
-    return dataclasses.replace(system, search=search)
+    return dataclasses.replace(system, searches=(search,))
 
 
 def _read_lines() -> Iterator[str]:

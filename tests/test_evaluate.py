@@ -94,6 +94,12 @@ def test_halves_are_trained_and_searched(trained, evaluate, tmp_path):
     assert result["metrics"] == result["directions"]["joint"]
     assert [sample["joint"] for sample in result["samples"]] == outputs[: len(result["samples"])]
 
+    # Beside a partner that is searched by a coupling of its own.
+    result, _ = evaluate(
+        workdir, f"--partner_workdir={trained.both}", name="joint-beam4-partner-both"
+    )
+    assert result["directions"].keys() == {"joint", "l2r", "r2l"}
+
 
 def test_the_results_say_everything(trained, evaluate, capsys):
     result, outputs = evaluate(trained.both)

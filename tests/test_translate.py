@@ -165,7 +165,7 @@ def test_scores_are_in_order(translate, texts):
 
 
 def test_more_than_the_search_keeps_is_refused(translate):
-    with pytest.raises(verb.UserError, match=r"--n_best=9, but .* 4 hypotheses in each of 2 dir"):
+    with pytest.raises(verb.UserError, match=r"--n_best=9, but .* 4 hypotheses of each of 2"):
         translate("--n_best=9", stdin=b"abc\n")
 
 

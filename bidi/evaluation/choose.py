@@ -27,7 +27,7 @@ class System:
         generators: the model and, if there is one, its partner.
         workdirs: of each.
         steps: of the checkpoint of each.
-        search: how outputs are searched.
+        searches: how each searches.
         agreement: how they are rescored.
         evaluation: what choices are made by.
         choice: how scores are summed; None where the better direction's best is taken.
@@ -36,10 +36,15 @@ class System:
     generators: tuple[Generator, ...]
     workdirs: tuple[str, ...]
     steps: tuple[int, ...]
-    search: SearchConfig
+    searches: tuple[SearchConfig, ...]
     agreement: AgreementConfig
     evaluation: EvaluationConfig
     choice: Choice | None = None
+
+    @property
+    def search(self) -> SearchConfig:
+        """How the first model searches; a second one differs in the coupling alone."""
+        return self.searches[0]
 
     @property
     def rescores(self) -> bool:
@@ -49,11 +54,12 @@ class System:
     def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[Found]:
         """What the search finds for the sources, in the directions of both models if it is two."""
         found, tallies = [], [Tally() for _ in self.generators]
-        for generator, its_tally in zip(self.generators, tallies, strict=True):
-            config = self.search
+        for generator, config, its_tally in zip(
+            self.generators, self.searches, tallies, strict=True
+        ):
             if self.rescores:
                 ways = len(generator.streams.directions)
-                config = agreement.search_config(self.search, self.agreement, ways)
+                config = agreement.search_config(config, self.agreement, ways)
             found.append(generator.search(sources, config, its_tally))
         if tally is not None:
             tally.sentences += len(sources)
@@ -119,7 +125,7 @@ class System:
             # Relative: they may be moved together.
             "workdirs": [os.path.relpath(path, self.workdirs[0]) for path in self.workdirs],
             "checkpoints": self.steps,
-            "search": dataclasses.asdict(self.search),
+            "search": [dataclasses.asdict(search) for search in self.searches],
             "agreement": dataclasses.asdict(self.agreement),
             "metric": self.evaluation.metric,
         }

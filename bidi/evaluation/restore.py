@@ -63,7 +63,7 @@ def load_system(
 
     Args:
         workdir: of `bidi.train`.
-        experiment: the workdir's, whose search and agreement count for both.
+        experiment: the workdir's, whose search and agreement count for both, but for the coupling.
         checkpoint: of either, see `restore_generator`.
         partner_workdir: of a second model, whose outputs are pooled with the first's; or None.
 
@@ -73,6 +73,7 @@ def load_system(
             score of an output alone, or scores with interaction of a model without it.
     """
     generators = [restore_generator(workdir, experiment, checkpoint)]
+    searches = [experiment.search]
     if partner_workdir:
         if _vocabularies(workdir) != _vocabularies(partner_workdir):
             raise UnfitModelsError(
@@ -82,6 +83,8 @@ def load_system(
         # Not `experiment`: the partner may have a direction and a shape of its own.
         partner = load_run(partner_workdir, [])
         generators.append(restore_generator(partner_workdir, partner, checkpoint))
+        coupling = partner.search.coupling
+        searches.append(dataclasses.replace(experiment.search, coupling=coupling))
     workdirs = (workdir, partner_workdir) if partner_workdir else (workdir,)
     rescore = experiment.agreement.rescore or bool(partner_workdir)
     if rescore:
@@ -92,7 +95,7 @@ def load_system(
         generators=tuple(generator for generator, _ in generators),
         workdirs=workdirs,
         steps=tuple(step for _, step in generators),
-        search=experiment.search,
+        searches=tuple(searches),
         agreement=dataclasses.replace(experiment.agreement, rescore=rescore),
         evaluation=experiment.evaluation,
     )

@@ -47,7 +47,7 @@ def tokens(hypotheses):
 
 
 def test_the_better_end_comes_first(both):
-    system = dataclasses.replace(both, search=dataclasses.replace(both.search, n_best=4))
+    system = dataclasses.replace(both, searches=(dataclasses.replace(both.search, n_best=4),))
     found = system.find(SOURCES)
     ranked = system.rank(SOURCES, found)
     assert [listed[:1] for listed in ranked] == [(f.winner,) if f.winner else () for f in found]
