@@ -38,6 +38,8 @@ def summary(manifest: dict[str, Any]) -> str:
         dropped = {reason: count for reason, count in entry["dropped"].items() if count}
         if dropped:
             lines.append(f"{'':<12}dropped: {dropped}")
+        if entry.get("truncated"):
+            lines.append(f"{'':<12}truncated sources: {entry['truncated']:,}")
     return "\n".join(lines)
 
 

@@ -61,6 +61,14 @@ def test_print_config_prepares_nothing(run, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+def test_cut_sources_are_shown(run, tmp_path, capsys):
+    cut = ["Data.max_source_length = 1", "Data.truncate_source = True"]
+    run(bindings=[*cut, f"Data.directory = '{tmp_path}/cut'"])
+    assert "truncated sources: 2" in capsys.readouterr().out
+    run()
+    assert "truncated" not in capsys.readouterr().out
+
+
 def test_bindings_override(run, tmp_path):
     run(bindings=[f"Data.directory = '{tmp_path}/elsewhere'"])
     assert (tmp_path / "elsewhere" / "manifest.json").is_file()

@@ -59,6 +59,8 @@ class DataConfig:
       target_vocabulary: Trained on its targets; None: one joint vocabulary, trained on both.
       max_source_length: Pairs with more source tokens (without marker) are dropped and counted.
       max_target_length: The same for target tokens.
+      truncate_source: Longer sources are cut to `max_source_length` instead, and counted: for
+        titles, whose texts say first what matters. A search cuts its sources alike.
     """
 
     directory: str = gin.REQUIRED
@@ -67,6 +69,7 @@ class DataConfig:
     target_vocabulary: VocabularyConfig | None = None
     max_source_length: int = 256
     max_target_length: int = 256
+    truncate_source: bool = False
 
 
 def prepare(config: DataConfig) -> dict[str, Any]:
@@ -128,6 +131,9 @@ def _settings(config: DataConfig) -> dict[str, Any]:
     """What the config itself says of the data, whatever the source holds."""
     fields = dataclasses.asdict(config)
     del fields["directory"], fields["source"]
+    # Not named where it is off: data prepared before it existed are the same.
+    if not config.truncate_source:
+        del fields["truncate_source"]
     return json.loads(json.dumps(fields))
 
 
@@ -138,7 +144,7 @@ def check_prepared(config: DataConfig, manifest: dict[str, Any]) -> None:
       DataError: The data were prepared with other settings.
     """
     settings = _settings(config)
-    prepared = {name: manifest["fingerprint"].get(name) for name in settings}
+    prepared = {key: old for key, old in manifest["fingerprint"].items() if key != "source"}
     if different := list(_differences(prepared, settings)):
         raise DataError(
             f"{config.directory} was prepared with other settings: {'; '.join(different)}. Take "
@@ -257,7 +263,7 @@ def _write_split(
     sides = {"source": _Side(), "target": _Side()}
     dropped = {"empty": 0, "source_too_long": 0, "target_too_long": 0}
     digest = hashlib.sha256()
-    examples = pairs = 0
+    examples = pairs = truncated = 0
     last_log = time.monotonic()
     with contextlib.ExitStack() as stack:
         shards = stack.enter_context(contextlib.closing(_Shards(directory / "pairs", split)))
@@ -276,6 +282,9 @@ def _write_split(
                     dropped[reason] += 1
                     continue
                 pairs += 1
+                if len(ids["source"]) > config.max_source_length:
+                    truncated += 1
+                    ids["source"] = ids["source"][: config.max_source_length]
                 for side, counts in sides.items():
                     counts.add(ids[side])
                 shards.write(msgpack.packb({s: i.astype("<i4").tobytes() for s, i in ids.items()}))
@@ -291,6 +300,7 @@ def _write_split(
         "examples": examples,
         "pairs": pairs,
         "dropped": dropped,
+        "truncated": truncated,
         "sha256": digest.hexdigest(),
         **{side: counts.summary() for side, counts in sides.items()},
     }
@@ -308,7 +318,7 @@ def _encode(
 def _reason_to_drop(ids: dict[str, np.ndarray], config: DataConfig) -> str | None:
     if not len(ids["source"]) or not len(ids["target"]):
         return "empty"
-    if len(ids["source"]) > config.max_source_length:
+    if len(ids["source"]) > config.max_source_length and not config.truncate_source:
         return "source_too_long"
     if len(ids["target"]) > config.max_target_length:
         return "target_too_long"

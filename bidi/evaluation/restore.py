@@ -50,10 +50,20 @@ def restore_generator(
         experiment.streams,
         source,
         target,
-        experiment.batches.source_length - 1,
+        _max_source_length(experiment),
         experiment.evaluation,
     )
     return generator, step
+
+
+def _max_source_length(experiment: Experiment) -> int:
+    """Source tokens, without marker, that the model is given: what fits a row of training.
+
+    Where training cut its sources, a search cuts them alike.
+    """
+    if experiment.data.truncate_source:
+        return experiment.data.max_source_length
+    return experiment.batches.source_length - 1
 
 
 def load_system(

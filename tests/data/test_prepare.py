@@ -84,6 +84,16 @@ def test_pairs_lack_what_is_empty_or_too_long_and_the_manifest_counts_it(config)
     assert list(prepared.pairs("test")[1]["source"]) == [UNK]
 
 
+def test_long_sources_are_cut_and_counted_on_request(config):
+    manifest = prepare(dataclasses.replace(config, truncate_source=True))
+    train = manifest["splits"]["train"]
+    assert train["dropped"] == {"empty": 2, "source_too_long": 0, "target_too_long": 1}
+    assert (train["pairs"], train["truncated"]) == (3, 1)
+    assert texts(Prepared.open(config.directory), "train")[2] == ("abca", "y")
+    assert (train["source"]["longest"], train["source"]["tokens"]) == (4, 10)
+    assert manifest["splits"]["test"]["truncated"] == 0
+
+
 def test_examples_keep_everything(config):
     prepare(config)
     prepared = Prepared.open(config.directory)
@@ -262,3 +272,17 @@ def test_a_config_is_compared_with_what_was_prepared(config):
     joint = dataclasses.replace(config, target_vocabulary=None)
     with pytest.raises(DataError, match="target_vocabulary"):
         check_prepared(joint, manifest)
+
+
+def test_cut_sources_are_other_data(config):
+    cut = dataclasses.replace(config, truncate_source=True, directory=f"{config.directory}-cut")
+    for one, other, says in ((config, cut, "None and is now True"), (cut, config, "True and is")):
+        manifest = prepare(one)
+        check_prepared(one, manifest)
+        with pytest.raises(DataError, match=f"truncate_source was {says}"):
+            check_prepared(other, manifest)
+
+
+def test_data_of_before_there_was_truncation_are_the_same(config):
+    manifest = prepare(config)
+    assert "truncate_source" not in manifest["fingerprint"]

@@ -8,6 +8,7 @@ import pytest
 
 from bidi import experiment
 from bidi.evaluation import restore
+from bidi.evaluation.generate import Tally
 from bidi.evaluation.restore import UnfitModelsError, load_system, restore_generator
 from tests.trained_run import STEPS
 
@@ -31,6 +32,21 @@ def test_checkpoints_by_name_and_step(trained):
         lambda a, b: float(abs(a - b).max()), params["best"], params[str(STEPS // 2)]
     )
     assert min(jax.tree.leaves(moved["target_embedding"])) > 0
+
+
+@pytest.mark.parametrize(
+    ("bindings", "length"),
+    [
+        ([], 7),
+        (["Data.max_source_length = 5"], 7),
+        (["Data.max_source_length = 5", "Data.truncate_source = True"], 5),
+    ],
+)
+def test_sources_are_cut_to_a_row_or_as_in_training(trained, bindings, length):
+    loaded = experiment.load_run(str(trained.both), bindings)
+    generator, _ = restore_generator(str(trained.both), loaded, "best")
+    (ids,) = generator._encode(["abcdeabcde"], Tally())
+    assert len(ids) == length + 1
 
 
 @pytest.mark.parametrize(
