@@ -24,6 +24,7 @@ SPLITS = ("train", "validation", "test")
 # Modules that register text datasets when they are imported; TFDS finds only newer ones by itself.
 _TFDS_MODULES = (
     "bidi.data.cmudict",
+    "bidi.data.debian_titles",
     "tensorflow_datasets.translate",
     "tensorflow_datasets.summarization",
 )
