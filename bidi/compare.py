@@ -4,6 +4,7 @@ A and B are what bidi.evaluate wrote for the same split. Prints the difference o
 with a paired bootstrap over the examples, and how far both err on the same ones.
 """
 
+import functools
 import json
 import pathlib
 
@@ -14,6 +15,8 @@ from absl import flags
 from bidi import experiment, verb
 from bidi.data.prepared import Prepared
 from bidi.evaluation import metrics
+from bidi.evaluation.report import separated
+from bidi.evaluation.rouge import rouge_l_errors
 from bidi.evaluation.significance import error_overlap, paired_bootstrap
 
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, in a workdir's eval/.")
@@ -30,18 +33,24 @@ def main(bindings: list[str]) -> None:
     if split != other:
         raise verb.UserError(f"{path_a} is of {split}, {path_b} of {other}: not the same examples")
     workdir = str(path_a.parent.parent)
-    prepared = Prepared.open(experiment.load_run(workdir, bindings).data.directory)
-    references = [example.targets for example in prepared.examples(split)]
+    loaded = experiment.load_run(workdir, bindings)
+    kind = loaded.evaluation.tokens
+    examples = Prepared.open(loaded.data.directory).examples(split)
+    references = [[separated(text, kind) for text in example.targets] for example in examples]
     a, b = (path.with_suffix(".txt").read_text().splitlines() for path in (path_a, path_b))
     if not len(a) == len(b) == len(references):
         raise verb.UserError(
             f"{path_a} has {len(a)} outputs, {path_b} {len(b)}, the split {len(references)} "
             "examples: evaluate both on the same data"
         )
+    a, b = ([separated(text, kind) for text in texts] for texts in (a, b))
+    rates = {"WER": metrics.word_errors, "PER": metrics.token_errors}
+    if loaded.evaluation.metric == "rouge":
+        rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
     table = rich.table.Table(title=f"{split}: A - B, percent points; 95 % interval")
     for heading in ("", "A", "B", "A - B", "interval", "p"):
         table.add_column(heading, justify="right")
-    for name, errors in (("WER", metrics.word_errors), ("PER", metrics.token_errors)):
+    for name, errors in rates.items():
         errors_a, errors_b = errors(a, references), errors(b, references)
         found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
         interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"

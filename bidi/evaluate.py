@@ -93,7 +93,7 @@ def _report(
     return {
         **_head(system, examples),
         "agreement": dataclasses.asdict(system.choice) if system.choice else None,
-        **report.results(generator, examples, found, chosen),
+        **report.results(generator, examples, found, chosen, system.evaluation),
         "samples": report.samples(generator, examples[:shown], found[:shown], chosen[:shown]),
         "outputs": [generator.text(hypothesis) for hypothesis in chosen],
     }

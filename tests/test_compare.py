@@ -6,6 +6,7 @@ from absl.testing import flagsaver
 
 from bidi import compare, config, verb
 from bidi.data.prepared import Prepared
+from bidi.evaluation import rouge
 
 
 @pytest.fixture
@@ -22,11 +23,11 @@ def reports(trained):
         path.unlink()
 
 
-def run(a, b):
+def run(a, b, *bindings):
     config.define_flags()
     with flagsaver.flagsaver():
         flags.FLAGS(["compare", f"--a={a}", f"--b={b}"])
-        compare.main([])
+        compare.main(list(bindings))
 
 
 def test_a_perfect_and_a_wrong_system(reports, capsys):
@@ -38,6 +39,36 @@ def test_a_perfect_and_a_wrong_system(reports, capsys):
         "-100.00",
         "[-100.00, -100.00]",
     ]
+
+
+def cells(printed, name):
+    """The numbers of the table's row of that name."""
+    row = next(line for line in printed.splitlines() if name in line)
+    return [cell.strip() for cell in row.split("│")[2:5]]
+
+
+def test_titles_are_compared_by_rouge_too(trained, reports, capsys):
+    run(reports / "good.json", reports / "bad.json")
+    assert "R-L" not in capsys.readouterr().out
+    run(reports / "bad.json", reports / "good.json", "Evaluation.metric = 'rouge'")
+    examples = Prepared.open(str(trained.data)).examples("test")
+    bad = (reports / "bad.txt").read_text().splitlines()
+    worse = rouge.rouge_l_errors(bad, [example.targets for example in examples], "words").percent
+    assert 20 < worse < 80
+    assert cells(capsys.readouterr().out, "100 - R-L") == [f"{worse:.2f}", "0.00", f"+{worse:.2f}"]
+
+
+def test_characters_are_compared_on_request(reports, capsys):
+    lines = (reports / "good.txt").read_text().splitlines()
+    unspaced = [line.replace(" ", "") for line in lines]
+    (reports / "bad.txt").write_text("".join(f"{line}\n" for line in unspaced))
+    run(reports / "bad.json", reports / "good.json")
+    assert cells(capsys.readouterr().out, "WER")[0] == "77.78"
+    letters = ["Evaluation.tokens = 'characters'", "Evaluation.metric = 'rouge'"]
+    run(reports / "bad.json", reports / "good.json", *letters)
+    printed = capsys.readouterr().out
+    for name in ("WER", "PER", "100 - R-L"):
+        assert cells(printed, name) == ["0.00", "0.00", "+0.00"]
 
 
 def test_where_both_are_wrong(reports, capsys):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
-from bidi.evaluation import agreement, metrics
+from bidi.evaluation import agreement, metrics, rouge
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally, together
@@ -93,12 +93,14 @@ class System:
         return dataclasses.replace(self, choice=choice)
 
     def loss(self, chosen: Sequence[Hypothesis | None], examples: Sequence[Example]) -> float:
-        """What choices are made by: word error rate, or BLEU below zero."""
+        """What choices are made by: word error rate, BLEU below zero, or 100 - ROUGE-L."""
         texts = [self.generators[0].text(hypothesis) for hypothesis in chosen]
         references = [example.targets for example in examples]
         if self.evaluation.metric == "wer":
             return metrics.word_error_rate(texts, references)
-        return -metrics.bleu_chrf(texts, references)["bleu"]
+        if self.evaluation.metric == "rouge":
+            return rouge.rouge_l_errors(texts, references, self.evaluation.tokens).percent
+        return -metrics.bleu_chrf(texts, references, self.evaluation.tokens)["bleu"]
 
     def save_choice(self, path: pathlib.Path) -> None:
         """Keeps the choice, with what it was made for."""
@@ -128,6 +130,7 @@ class System:
             "search": [dataclasses.asdict(search) for search in self.searches],
             "agreement": dataclasses.asdict(self.agreement),
             "metric": self.evaluation.metric,
+            "tokens": self.evaluation.tokens,
         }
 
 

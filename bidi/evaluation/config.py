@@ -5,6 +5,8 @@ from typing import Literal
 
 import gin
 
+TokenKind = Literal["words", "characters"]
+
 
 @gin.configurable("Evaluation")
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +15,15 @@ class EvaluationConfig:
 
     Attributes:
         metric: what choices on the validation split are made by: word error rate (the whole output
-            right or wrong, as for pronunciations) or BLEU.
+            right or wrong, as for pronunciations), BLEU or, for titles and summaries, ROUGE-L;
+            measures of titles are reported only with the last.
+        tokens: what is counted: words, or characters (Chinese, whose BLEU is sacrebleu's `zh`).
         batch_tokens: source tokens, padding included, that are searched at once.
         samples: outputs of the split, from its first, that are shown in full.
     """
 
-    metric: Literal["wer", "bleu"] = "bleu"
+    metric: Literal["wer", "bleu", "rouge"] = "bleu"
+    tokens: TokenKind = "words"
     batch_tokens: int = 4096
     samples: int = 5
 

@@ -16,6 +16,8 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics import BLEU, CHRF
 
+from bidi.evaluation.config import TokenKind
+
 Tokens = Sequence[Hashable]
 
 
@@ -60,7 +62,7 @@ def word_errors(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
     Raises:
       ValueError: there is nothing to score, or an example has no reference.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     wrong = [
         hypothesis.split() not in [choice.split() for choice in choices]
         for hypothesis, choices in zip(hypotheses, references, strict=True)
@@ -86,7 +88,7 @@ def token_errors(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
     Raises:
       ValueError: there is nothing to score, or an example has no reference.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     nearest = [
         _nearest(hypothesis.split(), [choice.split() for choice in choices])
         for hypothesis, choices in zip(hypotheses, references, strict=True)
@@ -109,16 +111,23 @@ def token_error_rate(hypotheses: Sequence[str], references: Sequence[Sequence[st
     return token_errors(hypotheses, references).percent
 
 
-def bleu_chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> BleuChrf:
-    """Gives sacrebleu's corpus BLEU (cased, 13a tokens) and chrF2 of detokenised text.
+def bleu_chrf(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], kind: TokenKind = "words"
+) -> BleuChrf:
+    """Gives sacrebleu's corpus BLEU (cased) and chrF2 of detokenised text.
+
+    Args:
+      hypotheses: of each example.
+      references: of each example, one or more.
+      kind: of BLEU's tokens: sacrebleu's `13a` for words, its `zh` for (Chinese) characters.
 
     Raises:
       ValueError: there is nothing to score, or an example has no reference.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     # sacrebleu wants one list a reference slot; None is its mark for "this example has fewer".
     slots = list(itertools.zip_longest(*references))
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = BLEU(tokenize="zh" if kind == "characters" else "13a"), CHRF()
     return {
         "bleu": bleu.corpus_score(hypotheses, slots).score,
         "bleu_signature": str(bleu.get_signature()),
@@ -150,7 +159,7 @@ def positional_accuracy(
     Raises:
       ValueError: there is nothing to score, or an example has no reference.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     nearest = [
         (hypothesis, _nearest(hypothesis, choices)[1])
         for hypothesis, choices in zip(hypotheses, references, strict=True)
@@ -181,7 +190,7 @@ def length_ratio(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
       ValueError: there is nothing to score, an example has no reference, or the references
         closest in length are all empty.
     """
-    _check(hypotheses, references)
+    check(hypotheses, references)
     written = expected = 0
     for hypothesis, choices in zip(hypotheses, references, strict=True):
         length = len(hypothesis.split())
@@ -201,8 +210,12 @@ def _nearest(hypothesis: Tokens, choices: Sequence[Tokens]) -> tuple[int, Tokens
     return edits[best], choices[best]
 
 
-def _check(hypotheses: Sequence[object], references: Sequence[Sequence[object]]) -> None:
-    """Refuses what no metric is defined on."""
+def check(hypotheses: Sequence[object], references: Sequence[Sequence[object]]) -> None:
+    """Refuses what no metric is defined on.
+
+    Raises:
+      ValueError: there is nothing to score, or an example has no reference.
+    """
     if len(hypotheses) != len(references):
         raise ValueError(
             f"{len(hypotheses)} hypotheses but references for {len(references)} examples: "

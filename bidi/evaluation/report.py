@@ -9,24 +9,60 @@ import rich.table
 import rich.text
 
 from bidi.data.sources import Example
-from bidi.evaluation import metrics
+from bidi.evaluation import metrics, rouge
+from bidi.evaluation.config import EvaluationConfig, TokenKind
 from bidi.evaluation.generate import Found, Generator, Hypothesis
 
+# Metrics that the table shows, and their headings.
+_COLUMNS = {"wer": "WER", "per": "PER", "bleu": "BLEU", "chrf": "chrF"}
+_COLUMNS_OF_TITLES = {
+    "rouge1": "R-1",
+    "rouge2": "R-2",
+    "rougeL": "R-L",
+    "bleu": "BLEU",
+    "copied": "copied",
+    "novelty": "novel",
+}
 
-def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+
+def scores(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], kind: TokenKind = "words"
+) -> dict[str, Any]:
     """All metrics of a list of outputs; percent but for the length ratio and the signatures."""
-    wrong = metrics.word_error_rate(hypotheses, references)
+    # What these metrics count is separated by white space.
+    written = [separated(text, kind) for text in hypotheses]
+    right = [[separated(text, kind) for text in texts] for texts in references]
+    wrong = metrics.word_error_rate(written, right)
     return {
         "wer": wrong,
-        "per": metrics.token_error_rate(hypotheses, references),
+        "per": metrics.token_error_rate(written, right),
         "exact_match": 100.0 - wrong,
-        **metrics.bleu_chrf(hypotheses, references),
-        "length_ratio": metrics.length_ratio(hypotheses, references),
+        **metrics.bleu_chrf(hypotheses, references, kind),
+        "length_ratio": metrics.length_ratio(written, right),
         "positional_accuracy": metrics.positional_accuracy(
-            [text.split() for text in hypotheses],
-            [[text.split() for text in texts] for texts in references],
+            [text.split() for text in written],
+            [[text.split() for text in texts] for texts in right],
         ),
     }
+
+
+def title_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    sources: Sequence[str],
+    kind: TokenKind,
+) -> dict[str, Any]:
+    """What is measured of titles and summaries besides `scores`; percent but for the signature."""
+    return {
+        **rouge.rouge(hypotheses, references, kind),
+        "copied": rouge.copied(hypotheses, sources, kind),
+        "novelty": rouge.novelty(hypotheses, sources, kind),
+    }
+
+
+def separated(text: str, kind: TokenKind) -> str:
+    """A text with white space between its tokens."""
+    return " ".join("".join(text.split())) if kind == "characters" else text
 
 
 def results(
@@ -34,21 +70,31 @@ def results(
     examples: Sequence[Example],
     found: Sequence[Found],
     chosen: Sequence[Hypothesis | None],
+    config: EvaluationConfig,
 ) -> dict[str, Any]:
     """Metrics of what was chosen, and of each direction's best alone; how often each won.
 
     `won` and `unfinished` are percent of the outputs: an empty source has none.
     """
     references = [example.targets for example in examples]
+    sources = [example.source for example in examples]
+
+    def score(hypotheses: Sequence[Hypothesis | None]) -> dict[str, Any]:
+        texts = [generator.text(hypothesis) for hypothesis in hypotheses]
+        result = scores(texts, references, config.tokens)
+        if config.metric == "rouge":
+            result |= title_scores(texts, references, sources, config.tokens)
+        return result
+
     directions = {}
     for direction in found[0].n_best:
         best = [one.n_best[direction][0] if one.n_best[direction] else None for one in found]
-        directions[direction] = scores([generator.text(h) for h in best], references)
+        directions[direction] = score(best)
     outputs = [hypothesis for hypothesis in chosen if hypothesis]
     won = Counter(hypothesis.direction for hypothesis in outputs)
     unfinished = sum(not hypothesis.finished for hypothesis in outputs)
     return {
-        "metrics": scores([generator.text(h) for h in chosen], references),
+        "metrics": score(chosen),
         "directions": directions,
         "won": {name: 100 * won[name] / max(len(outputs), 1) for name in directions},
         "unfinished": 100 * unfinished / max(len(outputs), 1),
@@ -83,12 +129,12 @@ def print_results(report: dict[str, Any], console: rich.console.Console) -> None
     if len(report["directions"]) == 1:
         systems = {"chosen": report["metrics"]}
     table = rich.table.Table(title=f"{report['split']}: {report['sentences']} sources")
-    for heading in ("", "WER", "PER", "BLEU", "chrF", "first 4", "last 4", "length", "won"):
+    shown = _COLUMNS_OF_TITLES if "rouge1" in report["metrics"] else _COLUMNS
+    for heading in ("", *shown.values(), "first 4", "last 4", "length", "won"):
         table.add_column(heading, justify="right")
     for name, row in systems.items():
         position = row["positional_accuracy"]
-        values = [row["wer"], row["per"], row["bleu"], row["chrf"]]
-        values += [position["first_4"], position["last_4"]]
+        values = [*(row[key] for key in shown), position["first_4"], position["last_4"]]
         cells = [f"{value:.2f}" for value in values]
         won = f"{report['won'][name]:.1f} %" if name in report["won"] else ""
         table.add_row(name, *cells, f"{row['length_ratio']:.3f}", won)

@@ -234,6 +234,27 @@ def test_what_choices_are_made_by(both):
     assert both.loss(chosen, examples) == pytest.approx(200 / 3)
     bleu = metrics.bleu_chrf(texts, [example.targets for example in examples])["bleu"]
     assert by_bleu.loss(chosen, examples) == -bleu < 0
+    by_rouge = dataclasses.replace(both, evaluation=EvaluationConfig(metric="rouge"))
+    # The first is right, the second has five words of six, the third none.
+    assert by_rouge.loss(chosen, examples) == pytest.approx(100 * (0 + 1 / 11 + 1) / 3)
+    by_character = dataclasses.replace(
+        both, evaluation=EvaluationConfig(metric="rouge", tokens="characters")
+    )
+    unspaced = [Example("", (text.replace(" ", "") or "X",)) for text in texts]
+    assert by_rouge.loss(chosen, unspaced) == 100
+    assert by_character.loss(chosen, unspaced) == pytest.approx(100 / 3)
+
+
+def test_bleu_of_chinese_is_of_characters(both, monkeypatch):
+    """Choices are made by what is reported."""
+    monkeypatch.setattr(both.generators[0], "text", lambda hypothesis: "图像识别的方法")
+    chosen, examples = [None], [Example("", ("一种图像识别的方法",))]
+    losses = [
+        dataclasses.replace(both, evaluation=EvaluationConfig(tokens=kind)).loss(chosen, examples)
+        for kind in ("words", "characters")
+    ]
+    assert losses[0] == 0
+    assert losses[1] < -50
 
 
 def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_path):
@@ -256,6 +277,7 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
         load(trained.l2r, trained.r2l, "Agreement.alphas = (0.0, 1.5)"),
         load(trained.l2r, trained.r2l, "Agreement.n_best = 3"),
         load(trained.l2r, trained.r2l, "Evaluation.metric = 'bleu'"),
+        load(trained.l2r, trained.r2l, "Evaluation.tokens = 'characters'"),
         dataclasses.replace(partners, steps=(60, 120)),
         dataclasses.replace(partners, workdirs=(partners.workdirs[0], "another")),
     ]

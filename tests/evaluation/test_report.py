@@ -5,7 +5,8 @@ import pytest
 import rich.console
 
 from bidi.data.sources import Example
-from bidi.evaluation import metrics, report
+from bidi.evaluation import metrics, report, rouge
+from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.generate import Found, Hypothesis
 
 
@@ -61,26 +62,56 @@ def test_scores_are_all_metrics():
 
 
 def test_what_was_chosen_and_each_end_are_scored():
-    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN)
+    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN, EvaluationConfig())
     assert results["metrics"]["wer"] == 50
     assert results["directions"]["l2r"]["wer"] == 50
     assert results["directions"]["r2l"]["wer"] == 75
     assert results["directions"].keys() == {"l2r", "r2l"}
 
 
+def test_characters_are_counted_on_request():
+    hypotheses, references = ["甲 乙丙"], [["甲乙 丁"]]
+    by_words = report.scores(hypotheses, references)
+    scores = report.scores(hypotheses, references, "characters")
+    assert (by_words["per"], by_words["length_ratio"]) == (100, 1)
+    assert scores["per"] == pytest.approx(100 / 3)
+    assert (scores["wer"], scores["length_ratio"]) == (100, 1)
+    assert scores["positional_accuracy"]["first"] == [100, 100, 0]
+    assert "tok:zh|" in scores["bleu_signature"]
+    assert report.scores(["甲 乙"], [["甲乙"]], "characters")["exact_match"] == 100
+
+
+def test_titles_are_scored_besides_by_rouge():
+    config = EvaluationConfig(metric="rouge", tokens="characters")
+    with_rouge = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN, config)
+    without = report.results(
+        Spelling(), EXAMPLES, FOUND, CHOSEN, EvaluationConfig(tokens="characters")
+    )
+    texts = ["A C", "B B C", "", "D"]
+    more = {
+        **rouge.rouge(texts, [one.targets for one in EXAMPLES], "characters"),
+        # A of "ab"; B and B of "[/b] :cat:", and its C; D of "d".
+        "copied": pytest.approx(100 * 5 / 6),
+        # AC; BB and BC.
+        "novelty": 100,
+    }
+    assert with_rouge["metrics"] == without["metrics"] | more
+    assert with_rouge["directions"]["r2l"]["rouge1"] == pytest.approx(100 * (1 + 2 / 3) / 4)
+
+
 def test_shares_are_of_the_outputs_and_sum_to_100():
-    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN)
+    results = report.results(Spelling(), EXAMPLES, FOUND, CHOSEN, EvaluationConfig())
     assert results["won"] == {"l2r": pytest.approx(200 / 3), "r2l": pytest.approx(100 / 3)}
     assert math.fsum(results["won"].values()) == pytest.approx(100)
     assert results["unfinished"] == 0
     chosen = [*CHOSEN[:3], hypothesis("D", "r2l", finished=False)]
-    results = report.results(Spelling(), EXAMPLES, FOUND, chosen)
+    results = report.results(Spelling(), EXAMPLES, FOUND, chosen, EvaluationConfig())
     assert results["won"] == {"l2r": pytest.approx(100 / 3), "r2l": pytest.approx(200 / 3)}
     assert results["unfinished"] == pytest.approx(100 / 3)
 
 
 def test_empty_sources_alone():
-    results = report.results(Spelling(), EXAMPLES[2:3], FOUND[2:3], [None])
+    results = report.results(Spelling(), EXAMPLES[2:3], FOUND[2:3], [None], EvaluationConfig())
     assert results["won"] == {"l2r": 0, "r2l": 0}
     assert results["metrics"]["wer"] == 100
 
@@ -88,7 +119,7 @@ def test_empty_sources_alone():
 def test_one_direction():
     lists = [Found({"r2l": one.n_best["r2l"]}, None) for one in FOUND]
     chosen = [one.n_best["r2l"][0] if one.n_best["r2l"] else None for one in lists]
-    results = report.results(Spelling(), EXAMPLES, lists, chosen)
+    results = report.results(Spelling(), EXAMPLES, lists, chosen, EvaluationConfig())
     assert results["won"] == {"r2l": 100}
     scores = (results["metrics"], results["directions"]["r2l"])
     assert [{k: v for k, v in one.items() if k != "positional_accuracy"} for one in scores] == [
@@ -111,14 +142,14 @@ def test_samples_show_both_ends():
     }  # fmt: skip
 
 
-def printed(lists, chosen, agreement):
+def printed(lists, chosen, agreement, **evaluation):
     console = rich.console.Console(file=io.StringIO(), width=120)
     results = {
         "split": "test",
         "sentences": len(EXAMPLES),
         "agreement": agreement,
         "samples": report.samples(Spelling(), EXAMPLES, lists, chosen),
-        **report.results(Spelling(), EXAMPLES, lists, chosen),
+        **report.results(Spelling(), EXAMPLES, lists, chosen, EvaluationConfig(**evaluation)),
     }
     report.print_results(results, console)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -140,6 +171,17 @@ def test_the_table_names_systems_and_shares():
     only = [Found({"l2r": one.n_best["l2r"]}, None) for one in FOUND]
     chosen = [one.n_best["l2r"][0] if one.n_best["l2r"] else None for one in only]
     assert rows(printed(only, chosen, None)).keys() == {"chosen"}
+
+
+def test_the_table_of_titles():
+    (heading,) = (line for line in printed(FOUND, CHOSEN, None) if "BLEU" in line)
+    assert heading.replace("┃", " ").split()[:4] == ["WER", "PER", "BLEU", "chrF"]
+    lines = printed(FOUND, CHOSEN, None, metric="rouge")
+    (heading,) = (line for line in lines if "BLEU" in line)
+    headings = heading.replace("┃", " ").split()
+    assert headings[:6] == ["R-1", "R-2", "R-L", "BLEU", "copied", "novel"]
+    # A C of A B and A C; B B C of A B C; none of A; D of D.
+    assert rows(lines)["chosen"][0] == f"{100 * (1 + 2 / 3 + 0 + 1) / 4:.2f}"
 
 
 def test_samples_are_printed_as_they_are():
