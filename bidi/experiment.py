@@ -4,8 +4,12 @@ import dataclasses
 import pathlib
 
 from bidi import config
+from bidi.data.folds import WithoutFold
+from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig
 from bidi.data.prepare import DataConfig
+from bidi.data.prepared import PairSource, Prepared
+from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
@@ -26,12 +30,25 @@ class Experiment:
     data: DataConfig
     streams: Streams
     batches: BatchConfig
+    partner: Partner
     model: TransformerConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
     search: SearchConfig
     agreement: AgreementConfig
     evaluation: EvaluationConfig
+
+    def pairs(self, prepared: Prepared, split: str) -> PairSource:
+        """The pairs to train (`train`) or validate on, with what the partner needs.
+
+        Raises:
+            FileNotFoundError: there are no pseudo outputs.
+            DataError: the pairs or the pseudo outputs are not what they should be.
+        """
+        pairs = pairs_beside(self.partner, prepared, split)
+        if split == "train" and self.training.hold_out:
+            return WithoutFold(pairs, *self.training.hold_out)
+        return pairs
 
     def make_model(self, source: Vocabulary, target: Vocabulary) -> Transformer:
         """The model, for these vocabularies."""
@@ -59,6 +76,7 @@ def build() -> Experiment:
         data=DataConfig(),
         streams=Streams(),
         batches=BatchConfig(),
+        partner=Partner(),
         model=TransformerConfig(),
         optimizer=OptimizerConfig(),
         training=TrainingConfig(),
@@ -67,6 +85,7 @@ def build() -> Experiment:
         evaluation=EvaluationConfig(),
     )
     _check_directions(experiment)
+    _check_partner(experiment)
     return experiment
 
 
@@ -94,6 +113,21 @@ def _check_directions(experiment: Experiment) -> None:
         raise ValueError(
             f"Streams.layout = {streams.layout!r} and Search.coupling = {search.coupling!r} do not "
             "fit: halves are searched by 'joint', and nothing else is"
+        )
+
+
+def _check_partner(experiment: Experiment) -> None:
+    """Whether there are streams that read another's text."""
+    kind = experiment.partner.kind
+    if kind != "gold" and experiment.model.interaction == "none":
+        raise ValueError(
+            f"Partner.kind = {kind!r} is for streams that read each other, but "
+            "Transformer.interaction = 'none'; use kind 'gold'"
+        )
+    if kind == "pseudo" and experiment.streams.layout == "halves":
+        raise ValueError(
+            "Partner.kind = 'pseudo' is for whole streams, but Streams.layout = 'halves', which "
+            "show no labels; use kind 'gold'"
         )
 
 

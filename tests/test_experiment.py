@@ -59,7 +59,8 @@ def test_the_head_tells_all(file):
     assert fields == ["Paper", "Data", "Expected", "Time", "Hardware", "Command"]
     command = re.sub(r"\\?\n#", " ", head.partition("# Command")[2])
     if "launch/" not in command:
-        for verb in ("prepare", "train", "evaluate"):
+        trainer = "pseudo" if "Partner.recipe" in (ROOT / file).read_text() else "train"
+        for verb in ("prepare", trainer, "evaluate"):
             assert f"python -m bidi.{verb} " in command
         assert command.count(f"--gin_file={file}") == 2
         workdir = f"--workdir=runs/{pathlib.Path(file).parent.name}/{pathlib.Path(file).stem}"
@@ -102,6 +103,41 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             r"Streams\.layout = 'whole' and Search\.coupling = 'joint' do not fit",
         ),
         (LEFT, ["Streams.layout = 'halves'"], r"'halves' is written from both ends.*'l2r'"),
+        (
+            "experiments/cmudict/bidirectional.gin",
+            ["Partner.kind = 'pseudo'"],
+            r"Partner\.kind = 'pseudo' needs Partner\.directory",
+        ),
+        (
+            "experiments/cmudict/pseudo.gin",
+            ["Partner.kind = 'gold'"],
+            r"Partner\.directory, loss_on_pseudo and recipe are for Partner\.kind = 'pseudo', but",
+        ),
+        (
+            BOTH,
+            ["Partner.kind = 'pseudo'", "Partner.directory = 'x'"],
+            r"Partner\.kind = 'pseudo' is for streams that read each other, but Transformer\.inter",
+        ),
+        (
+            "experiments/cmudict/pseudo.gin",
+            ["Pseudo.folds = 0"],
+            r"Pseudo\.folds = 0 must be at least 1",
+        ),
+        (
+            BOTH,
+            ["Training.hold_out = (2, 2)"],
+            r"Training\.hold_out = \(2, 2\): write \(fold, folds",
+        ),
+        (
+            BOTH,
+            ["Training.hold_out = (0, 1)"],
+            r"Training\.hold_out = \(0, 1\): write \(fold, folds",
+        ),
+        (
+            "experiments/cmudict/halves.gin",
+            ["Partner.kind = 'pseudo'", "Partner.directory = 'x'"],
+            r"Partner\.kind = 'pseudo' is for whole streams, but Streams\.layout = 'halves'",
+        ),
         (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
         (BOTH, ["Training.evaluate_every = 300"], r"Training\.checkpoint_every = 500"),
         (BOTH, ["Streams.ways = 'left'"], r"--gin\.Streams\.ways.*'left'"),

@@ -434,6 +434,7 @@ def test_other_data_are_refused(tiny, finished):
         ("Batches.rows = 12", config.ConfigError, "Batches.rows = 12"),
         ("Batches.source_length = 5", DataError, "Batches.source_length = 5"),
         ("Training.accumulation = 3", config.ConfigError, "Training.accumulation = 3"),
+        ("Training.initialize_from = '/none'", FileNotFoundError, "initialize_from = '/none'"),
     ],
 )
 def test_what_cannot_be_run_claims_no_workdir(tiny, tmp_path, binding, error, message):
@@ -472,7 +473,7 @@ def test_a_checkpoint_needs_a_loss(tiny):
 
 def test_signals_are_handled_while_training_only():
     former = signal.getsignal(signal.SIGTERM)
-    with loop._StopOnSignal() as stop:
+    with loop.StopOnSignal() as stop:
         assert not stop.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_set()

@@ -16,6 +16,7 @@ from bidi.benchmarking import flops, programs
 from bidi.benchmarking.devices import Product, peak_flops, peak_memory
 from bidi.benchmarking.rounds import Spread, interleaved, ratios
 from bidi.data import pipeline
+from bidi.data.partner import GOLD
 from bidi.data.prepared import Prepared
 from bidi.experiment import Experiment
 from bidi.provenance import CompileMeter
@@ -35,6 +36,7 @@ def l2r_alone(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
         streams=dataclasses.replace(experiment.streams, ways="l2r"),
+        partner=GOLD,
         model=dataclasses.replace(experiment.model, interaction="none", own_decoders=False),
         search=dataclasses.replace(experiment.search, coupling="none"),
     )
@@ -74,7 +76,11 @@ class Updates:
         trainer = experiment.make_trainer(prepared.source_vocabulary, prepared.target_vocabulary)
         self._partitioner = Pmap(trainer, config.accumulation, experiment.batches.rows)
         self._data = pipeline.training_batches(
-            prepared.pairs("train"), experiment.streams, experiment.batches, seed=config.seed
+            experiment.pairs(prepared, "train"),
+            experiment.streams,
+            experiment.batches,
+            experiment.partner,
+            seed=config.seed,
         )
         self._rng = jax.random.key(config.seed)
         self.flops = flops.update_flops(
@@ -118,7 +124,7 @@ class Updates:
             waited / updates,
             sum(batch["weights"].sum(axis=(0, 2), dtype=np.float64) for batch in batches) / updates,
             float(np.mean([(batch["source_segments"] != 0).mean() for batch in batches])),
-            float(np.mean([batch["weights"].mean() for batch in batches])),
+            float(np.mean([(batch["segments"] != 0).mean() for batch in batches])),
         )
 
     def batches_per_second(self) -> float:

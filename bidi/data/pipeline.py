@@ -12,7 +12,8 @@ A batch is a flat dict of numpy arrays, the only thing that model and loss know 
     positions         int32   [B, W, T]  position within the example
     weights           float32 [B, W, T]  0 where there is no loss
 
-Segment n of the source and segment n of the target of a row are the same example.
+Segment n of the source and segment n of the target of a row are the same example. An example is a
+pair, or with pseudo partners half of one: gold L2R beside pseudo R2L, or the other way round.
 """
 
 import dataclasses
@@ -22,9 +23,10 @@ import gin
 import grain
 import numpy as np
 
-from bidi.data.prepared import Pairs
+from bidi.data.partner import GOLD, Partner
+from bidi.data.prepared import PairSource
 from bidi.data.sources import DataError
-from bidi.data.streams import Streams
+from bidi.data.streams import Direction, Streams
 from bidi.data.vocabulary import EOS, PAD
 
 Batch = dict[str, np.ndarray]
@@ -57,9 +59,10 @@ class BatchConfig:
 
 
 def training_batches(
-    pairs: Pairs,
+    pairs: PairSource,
     streams: Streams,
     config: BatchConfig,
+    partner: Partner = GOLD,
     *,
     seed: int,
     process_index: int = 0,
@@ -71,9 +74,10 @@ def training_batches(
     hold examples of two epochs.
 
     Args:
-      pairs: The training pairs.
+      pairs: The training pairs, see `bidi.data.pseudo.pairs_beside`.
       streams: Makes the streams of a target.
       config: The shape of the global batch.
+      partner: What the other stream reads.
       seed: Of the shuffling.
       process_index: This process, from 0.
       process_count: All processes; each gets rows / process_count rows of every batch.
@@ -93,7 +97,7 @@ def training_batches(
     shuffled = grain.MapDataset.range(len(pairs)).seed(seed).shuffle().repeat()
     mine = shuffled[process_index::process_count]
     batches = (
-        _rows(mine, pairs, streams, config, seed=seed)
+        _rows(mine, pairs, streams, config, partner, seed=seed)
         .batch(config.rows // process_count, drop_remainder=True)
         .map(_batch)
     )
@@ -102,14 +106,16 @@ def training_batches(
     )
 
 
-def validation_batches(pairs: Pairs, streams: Streams, config: BatchConfig) -> Iterator[Batch]:
+def validation_batches(
+    pairs: PairSource, streams: Streams, config: BatchConfig, partner: Partner = GOLD
+) -> Iterator[Batch]:
     """Batches with every pair once, in order; the last one is filled up with empty rows.
 
     Raises:
       DataError: Rows shorter than the longest pair.
     """
     _check_lengths(pairs, streams, config)
-    rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, seed=None)
+    rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, partner, seed=None)
     for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
         missing = config.rows - len(batch["source"])
         # PAD, segment 0 and weight 0 are all zero.
@@ -119,7 +125,7 @@ def validation_batches(pairs: Pairs, streams: Streams, config: BatchConfig) -> I
         }
 
 
-def _check_lengths(pairs: Pairs, streams: Streams, config: BatchConfig) -> None:
+def _check_lengths(pairs: PairSource, streams: Streams, config: BatchConfig) -> None:
     longest = pairs.longest
     for side, length, needed in (
         ("source", config.source_length, longest["source"] + 1),
@@ -135,16 +141,21 @@ def _check_lengths(pairs: Pairs, streams: Streams, config: BatchConfig) -> None:
 
 def _rows(
     indices: grain.MapDataset[int],
-    pairs: Pairs,
+    pairs: PairSource,
     streams: Streams,
     config: BatchConfig,
+    partner: Partner,
     *,
     seed: int | None,
 ) -> grain.IterDataset:
     """Rows of the pairs at `indices`, in order if not packed; a seed shuffles packed rows."""
 
     def read(chunk: Sequence[int]) -> list[Batch]:
-        return [_element(pair, streams) for pair in pairs.__getitems__(chunk)]
+        return [
+            example
+            for pair in pairs.__getitems__(chunk)
+            for example in _examples(pair, streams, config, partner)
+        ]
 
     elements = (
         indices.batch(_CHUNK, batch_fn=list)
@@ -169,15 +180,44 @@ def _rows(
 
 
 class _Unchunk(grain.experimental.FlatMapTransform):
-    max_fan_out = _CHUNK
+    max_fan_out = 2 * _CHUNK
 
     def flat_map(self, element: list[Batch]) -> list[Batch]:
         return element
 
 
-def _element(pair: Mapping[str, np.ndarray], streams: Streams) -> Batch:
-    """One example before packing: [S] and [T, W], since Grain packs along the first axis."""
-    return {"source": np.append(pair["source"], np.int32(EOS)), **streams.tokens(pair["target"])}
+def _examples(
+    pair: Mapping[str, np.ndarray], streams: Streams, config: BatchConfig, partner: Partner
+) -> list[Batch]:
+    """A pair before packing: [S] and [T, W], since Grain packs along the first axis."""
+    if partner.kind == "pseudo":
+        streams_of = [
+            _gold_beside_pseudo(pair, gold, streams, config, partner) for gold in streams.directions
+        ]
+    else:
+        streams_of = [streams.tokens(pair["target"])]
+    source = np.append(pair["source"], np.int32(EOS))
+    return [{"source": source, **tokens} for tokens in streams_of]
+
+
+def _gold_beside_pseudo(
+    pair: Mapping[str, np.ndarray],
+    gold: Direction,
+    streams: Streams,
+    config: BatchConfig,
+    partner: Partner,
+) -> Batch:
+    """The gold stream of one direction beside what a model wrote in the other."""
+    tokens = streams.tokens_beside(
+        {way: pair["target" if way == gold else way] for way in streams.directions}
+    )
+    # Nothing sees what the partner writes after the gold stream's end, unless it is to be learnt:
+    # then it is cut where the row ends, with its end marker, and what is left of it is as good.
+    steps = config.target_length
+    if not partner.loss_on_pseudo:
+        steps = len(pair["target"]) + 1
+        tokens["weights"][:, [way != gold for way in streams.directions]] = 0
+    return {key: value_TW[:steps] for key, value_TW in tokens.items()}
 
 
 def _batch(packed: Mapping[str, np.ndarray]) -> Batch:

@@ -270,7 +270,7 @@ def _write_split(
         texts = None
         if split != "train":
             path = directory / "examples" / f"{split}.array_record"
-            texts = stack.enter_context(contextlib.closing(_writer(path)))
+            texts = stack.enter_context(contextlib.closing(record_writer(path)))
         for example in config.source.examples(split):
             examples += 1
             record = msgpack.packb([example.source, example.targets])
@@ -340,7 +340,7 @@ class _Shards:
             if self._writer is not None:
                 self._writer.close()
             self._paths.append(self._directory / f"{self._split}-{len(self._paths):05d}")
-            self._writer = _writer(self._paths[-1])
+            self._writer = record_writer(self._paths[-1])
         self._writer.write(record)
         self._written += 1
 
@@ -351,6 +351,7 @@ class _Shards:
             path.rename(f"{path}-of-{len(self._paths):05d}.array_record")
 
 
-def _writer(path: pathlib.Path) -> Any:
+def record_writer(path: pathlib.Path) -> Any:
+    """Writes records into a file, for random access."""
     path.parent.mkdir(exist_ok=True)
     return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)

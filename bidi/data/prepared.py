@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import numpy as np
@@ -14,6 +14,22 @@ from array_record.python import array_record_data_source
 from bidi.data.prepare import FORMAT, MANIFEST
 from bidi.data.sources import DataError, Example, expand
 from bidi.data.vocabulary import Vocabulary
+
+
+class PairSource(Protocol):
+    """Token ids by random access.
+
+    Attributes:
+      longest: Tokens of the longest pair's `source` and `target`, without marker.
+    """
+
+    longest: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Several at once; each int32 arrays by name, `source` and `target` among them."""
+        ...
 
 
 class Pairs:

@@ -4,6 +4,7 @@ Letters: T target steps (tokens and one marker), W ways (directions).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import gin
@@ -73,20 +74,24 @@ class Streams:
             has PAD and weight 0 from there on.
         """
         target = np.asarray(target, np.int32)
-        shape = (self.length(len(target)), len(self.directions))
+        left, right = len(target), 0
+        if self.layout == "halves":
+            left = right = (len(target) + 1) // 2
+        return self.tokens_beside({"l2r": target[:left], "r2l": target[right:]})
+
+    def tokens_beside(self, parts: Mapping[Direction, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `tokens`, where it is given what each direction writes.
+
+        Args:
+            parts: int32 [n] for each direction, token ids without markers, in reading order.
+        """
+        shape = (max(len(parts[way]) for way in self.directions) + 1, len(self.directions))
         inputs_TW, labels_TW = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
         weights_TW = np.zeros(shape, np.float32)
-        for way, written in enumerate(self._written(target)):
+        for way, direction in enumerate(self.directions):
+            written = parts[direction] if direction == "l2r" else parts[direction][::-1]
             steps = len(written) + 1
             inputs_TW[:steps, way] = np.append(self.starts[way], written)
             labels_TW[:steps, way] = np.append(written, self.ends[way])
             weights_TW[:steps, way] = 1.0
         return {"inputs": inputs_TW, "labels": labels_TW, "weights": weights_TW}
-
-    def _written(self, target: np.ndarray) -> list[np.ndarray]:
-        """What each way writes of a target, in the order of writing."""
-        left, right = len(target), 0
-        if self.layout == "halves":
-            left = right = (len(target) + 1) // 2
-        parts = {"l2r": target[:left], "r2l": target[right:][::-1]}
-        return [parts[direction] for direction in self.directions]

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -176,8 +176,14 @@ class Generator:
             config: the search.
             tally: is added to, if given.
         """
+        return self.search_tokens(self._encode(sources), config, tally)
+
+    def search_tokens(
+        self, sources: Sequence[np.ndarray], config: SearchConfig, tally: Tally | None = None
+    ) -> list[Found]:
+        """`search` of sources that are token ids, int32 [s] without marker."""
         tally = Tally() if tally is None else tally
-        encoded = self._encode(sources, tally)
+        encoded = self._with_end(sources, tally)
         found: list[Found | None] = [None] * len(sources)
         for indices, length, rows, queue in self._queues([len(ids) for ids in encoded]):
             batch = self._source_batch([encoded[i] for i in indices], length, queue)
@@ -225,7 +231,7 @@ class Generator:
         """
         if interact and not self.interacts:
             raise ValueError("interact = True, but this model's streams do not read each other")
-        encoded = self._encode(sources, Tally())
+        encoded = self._with_end(self._encode(sources), Tally())
         most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
         scores: list[dict[str, np.ndarray]] = [{} for _ in sources]
         # A row is as long as its source and its longest candidate.
@@ -263,7 +269,7 @@ class Generator:
             pairs: P pairs of streams, each the number of the output that each way's stream writes.
             interact: whether the streams of a pair read each other.
         """
-        encoded = self._encode(sources, Tally())
+        encoded = self._with_end(self._encode(sources), Tally())
         pairs_PW = np.array(pairs)
         ways_W = np.arange(pairs_PW.shape[1])
         priced: list[Priced | None] = [None] * len(sources)
@@ -293,14 +299,14 @@ class Generator:
         """A hypothesis as text; the empty one for none."""
         return "" if hypothesis is None else self.target_vocabulary.decode(hypothesis.tokens)
 
-    def _encode(self, sources: Sequence[str], tally: Tally) -> list[np.ndarray]:
-        """Token ids of each source, and EOS."""
-        limit, encoded = self._max_source_length, []
-        for source in sources:
-            ids = self._source_vocabulary.encode(source)
-            tally.truncated += len(ids) > limit
-            encoded.append(np.append(ids[:limit], np.int32(EOS)))
-        return encoded
+    def _encode(self, sources: Sequence[str]) -> list[np.ndarray]:
+        return [self._source_vocabulary.encode(source) for source in sources]
+
+    def _with_end(self, sources: Sequence[np.ndarray], tally: Tally) -> list[np.ndarray]:
+        """The sources as the model reads them: cut to length, then EOS."""
+        limit = self._max_source_length
+        tally.truncated += sum(len(ids) > limit for ids in sources)
+        return [np.append(ids[:limit], np.int32(EOS)) for ids in sources]
 
     def _queues(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Indices of sources of about one length, that length, rows, and sources of the queue."""
@@ -417,7 +423,7 @@ class Generator:
                 config=config,
             )
 
-        return jax.pmap(search, axis_name=AXIS, in_axes=(None, 0, 0))
+        return _divided_over_devices(search)
 
     def _compile_score(self, interact: bool) -> Any:
         interact = interact or self.streams.layout == "halves"
@@ -427,7 +433,7 @@ class Generator:
             log_probs_BPWT = _of_labels(log_probs_BPWTV, streams["labels"])
             return (log_probs_BPWT * streams["weights"]).sum(axis=-1)
 
-        return jax.pmap(score, axis_name=AXIS, in_axes=(None, 0, 0))
+        return _divided_over_devices(score)
 
     def _compile_price(self, interact: bool) -> Any:
         def price(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
@@ -435,7 +441,7 @@ class Generator:
             predicted_BPWT = log_probs_BPWTV.argmax(axis=-1)
             return _of_labels(log_probs_BPWTV, streams["labels"]), predicted_BPWT
 
-        return jax.pmap(price, axis_name=AXIS, in_axes=(None, 0, 0))
+        return _divided_over_devices(price)
 
     def _log_probs(
         self,
@@ -486,6 +492,12 @@ class Generator:
 
 def _of_labels(log_probs_BPWTV: jax.Array, labels_BPWT: jax.Array) -> jax.Array:
     return jnp.take_along_axis(log_probs_BPWTV, labels_BPWT[..., None], axis=-1)[..., 0]
+
+
+def _divided_over_devices(function: Callable[..., Any]) -> Any:
+    """Of parameters and batches; on this process's devices, since others do work of their own."""
+    devices = jax.local_devices()
+    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, 0), devices=devices)
 
 
 def _bucket(length: int) -> int:

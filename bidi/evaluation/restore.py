@@ -85,7 +85,7 @@ def load_system(
     generators = [restore_generator(workdir, experiment, checkpoint)]
     searches = [experiment.search]
     if partner_workdir:
-        if _vocabularies(workdir) != _vocabularies(partner_workdir):
+        if vocabularies(workdir) != vocabularies(partner_workdir):
             raise UnfitModelsError(
                 f"--partner_workdir={partner_workdir} has other vocabularies than "
                 f"--workdir={workdir}: train both on the same prepared data"
@@ -127,7 +127,12 @@ def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], inte
             )
 
 
-def _vocabularies(workdir: str) -> object:
+def vocabularies(workdir: str) -> object:
+    """What identifies a workdir's vocabularies.
+
+    Raises:
+        FileNotFoundError: it is no workdir.
+    """
     path = pathlib.Path(workdir) / "data.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {path.name}")

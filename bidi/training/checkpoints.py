@@ -64,7 +64,7 @@ class Checkpoints:
             loss: on the validation split at this very step, or None.
         """
         items = _items(state)
-        sums = {name: int(_checksum(item)) for name, item in items.items()}
+        sums = {name: int(checksum(item)) for name, item in items.items()}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -192,7 +192,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 @jax.jit
-def _checksum(item: Any) -> jax.Array:
+def checksum(item: Any) -> jax.Array:
     """uint32; a changed bit changes it. Orbax does not notice one within an array.
 
     Made on the device, so that a fault of the copy to the host is seen as well.
@@ -207,6 +207,6 @@ def _checksum(item: Any) -> jax.Array:
 
 
 def _compare_checksum(name: str, restored: Any) -> None:
-    saved, now = restored["progress"].get(_CHECKSUMS, {}).get(name), int(_checksum(restored[name]))
+    saved, now = restored["progress"].get(_CHECKSUMS, {}).get(name), int(checksum(restored[name]))
     if saved not in (None, now):
         raise ValueError(f"{name} has checksum {now}, but {saved} was saved")

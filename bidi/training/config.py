@@ -21,6 +21,10 @@ class TrainingConfig:
         ema_decay: of the moving average of the parameters, which is what is evaluated; 0 keeps
             none.
         seed: of parameters, dropout and the order of the data.
+        initialize_from: a workdir whose best parameters the run starts with, of a model of the
+            same shape; may contain `$VAR` and `~`. Empty: it starts with random ones.
+        hold_out: a fold and the number of folds: the training pairs of this fold are not trained
+            on, so that the model can label them (`bidi.pseudo`).
     """
 
     steps: int = 10_000
@@ -32,6 +36,8 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     ema_decay: float = 0.0
     seed: int = 0
+    initialize_from: str = ""
+    hold_out: tuple[int, int] | None = None
 
     def __post_init__(self):
         for name in (
@@ -49,4 +55,9 @@ class TrainingConfig:
                 f"Training.checkpoint_every = {self.checkpoint_every} is no multiple of "
                 f"Training.evaluate_every = {self.evaluate_every}: a checkpoint is kept or dropped "
                 "by its loss on the validation split"
+            )
+        if self.hold_out and not 0 <= self.hold_out[0] < self.hold_out[1] >= 2:
+            raise ValueError(
+                f"Training.hold_out = {self.hold_out}: write (fold, folds), folds from 0, two or "
+                "more of them"
             )

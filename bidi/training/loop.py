@@ -19,12 +19,15 @@ import jax
 
 from bidi import config as gin_config
 from bidi.data import pipeline
+from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
+from bidi.data.pseudo import PseudoOutputs
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.checkpoints import Checkpoints
+from bidi.training.initial import initial_params
 from bidi.training.partitioner import Pmap
 from bidi.training.report import Reporter, TrainMeter, means
 from bidi.training.step import TrainState
@@ -38,6 +41,7 @@ _FREE = (
     "Agreement.",
     "Evaluation.",
     "Data.directory",
+    "Partner.directory",
     "Tfds.data_dir",
     "ParallelText.",
 )
@@ -72,7 +76,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
     prepared = Prepared.open(experiment.data.directory)
     check_prepared(experiment.data, prepared.manifest)
     run = _Run(experiment, prepared, workdir)
-    with _StopOnSignal() as stop:
+    with StopOnSignal() as stop:
         try:
             return run.train(stop, compiled)
         finally:
@@ -91,24 +95,28 @@ class _Run:
         )
         self.partitioner = Pmap(self.trainer, self.config.accumulation, experiment.batches.rows)
         self.data = pipeline.training_batches(
-            prepared.pairs("train"),
+            experiment.pairs(prepared, "train"),
             experiment.streams,
             experiment.batches,
+            experiment.partner,
             seed=self.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         self.validation = functools.partial(
             pipeline.validation_batches,
-            prepared.pairs("validation"),
+            experiment.pairs(prepared, "validation"),
             experiment.streams,
             experiment.batches,
+            experiment.partner,
         )
         next(self.validation())  # what is wrong with it is said now, not at the first evaluation
+        self.prepared, self.rng = prepared, jax.random.key(self.config.seed)
+        if self.config.initialize_from and not (workdir / CONFIG_FILE).exists():
+            self._initial_params()  # as above
         # Only now: a config that cannot be run must not lay claim to the workdir.
-        claim_workdir(workdir, prepared)
+        claim_workdir(workdir, prepared, experiment.partner)
         self.checkpoints = Checkpoints(workdir, self.config.keep_checkpoints)
-        self.rng = jax.random.key(self.config.seed)
 
     def train(self, stop: threading.Event, compiled: CompileMeter) -> Outcome:
         config, directions = self.config, self.experiment.streams.directions
@@ -156,17 +164,13 @@ class _Run:
 
     def _start(self) -> TrainState:
         """The newest checkpoint's state, else a fresh one."""
-        batch = self.trainer.model.smallest_batch()
-        # A state that was never on fewer devices than the steps run on: they compile once.
-        replicated = self.partitioner.replicated
-        init = jax.jit(self.trainer.init, out_shardings=replicated)
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-            jax.eval_shape(self.trainer.init, self.rng, batch),
-        )
-        restored = self.checkpoints.restore_latest(shapes, self.data)
+        restored = self.checkpoints.restore_latest(self._shapes(), self.data)
         if restored is None:
-            state = init(self.rng, batch)
+            # A state that was never on fewer devices than the steps run on: they compile once.
+            init = jax.jit(self.trainer.init, out_shardings=self.partitioner.replicated)
+            state = init(self.rng, self.trainer.model.smallest_batch())
+            if self.config.initialize_from:
+                state = self.trainer.with_params(state, self._initial_params())
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             log.info("New run in %s: %s parameters", self.workdir, f"{parameters:,}")
             return state
@@ -178,6 +182,17 @@ class _Run:
             )
         log.info("Resuming %s from step %d", self.workdir, int(state.step))
         return state
+
+    def _shapes(self) -> TrainState:
+        """Of a state, on all devices."""
+        batch, sharding = self.trainer.model.smallest_batch(), self.partitioner.replicated
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.trainer.init, self.rng, batch),
+        )
+
+    def _initial_params(self) -> dict:
+        return initial_params(self.config.initialize_from, self.prepared, self._shapes().params)
 
     def _evaluate(self, state: TrainState, step: int, reporter: Reporter) -> float:
         """Loss on the validation split, in nats a label."""
@@ -205,7 +220,7 @@ class _Run:
         )
 
 
-def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
+def claim_workdir(workdir: pathlib.Path, prepared: Prepared, partner: Partner) -> None:
     """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
 
     `gin_config.operative()` is the experiment being run.
@@ -216,6 +231,8 @@ def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
     operative = gin_config.operative()
     saved, data = workdir / CONFIG_FILE, workdir / "data.json"
     identity = {key: prepared.manifest[key] for key in ("fingerprint", "vocabularies")}
+    if partner.kind == "pseudo":
+        identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
     if saved.exists():
         differences = gin_config.differences(saved.read_text(), operative)
         refused = [difference for difference in differences if not _is_free(difference.name)]
@@ -227,7 +244,13 @@ def claim_workdir(workdir: pathlib.Path, prepared: Prepared) -> None:
                 + "\n".join(f"  {d.name} = {d.new} (it has {d.old})" for d in refused)
                 + "\nTake these back, or choose another --workdir."
             )
-        if json.loads(data.read_text()) != json.loads(json.dumps(identity)):
+        before = json.loads(data.read_text())
+        if before.get("pseudo") != identity.get("pseudo"):
+            raise CannotResumeError(
+                f"{workdir} was trained beside other pseudo outputs than Partner.directory = "
+                f"{partner.directory!r} holds now; name the former, or choose another --workdir"
+            )
+        if before != json.loads(json.dumps(identity)):
             raise CannotResumeError(
                 f"{workdir} was trained on other data than {prepared.directory} holds now; "
                 "prepare the former data again, or choose another --workdir"
@@ -246,7 +269,7 @@ def _is_free(name: str) -> bool:
     return name.startswith(_FREE) or (config == "Training" and field in _FREE_TRAINING)
 
 
-class _StopOnSignal:
+class StopOnSignal:
     """While entered, SIGTERM and the first Ctrl-C ask the run to save and stop."""
 
     def __enter__(self) -> threading.Event:

@@ -60,6 +60,11 @@ class Trainer:
             ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
         )
 
+    def with_params(self, state: TrainState, params: dict) -> TrainState:
+        """A fresh state that starts with these parameters."""
+        ema = jax.tree.map(jnp.copy, params) if self.ema_decay else None
+        return dataclasses.replace(state, params=params, ema=ema)
+
     def train_step(
         self, state: TrainState, batches: Batch, rng: jax.Array, axis: str | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:

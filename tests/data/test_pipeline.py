@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
+from bidi.data.pseudo import BesidePseudo
 from bidi.data.sources import DataError
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS
+from bidi.data.vocabulary import EOS, PAD
 
 FIRST = 6
 CONFIG = BatchConfig(rows=4, source_length=16, target_length=12, packing_bins=4)
@@ -221,3 +223,115 @@ def test_rows_too_short_for_the_longest_pair(side, lengths):
 def test_rows_must_divide_among_processes():
     with pytest.raises(DataError, match=r"Batches\.rows = 4 is not divisible by the 3 processes"):
         training_batches(some_pairs(), BOTH, CONFIG, seed=0, process_count=3)
+
+
+PSEUDO, BOTH_LEARNT = (
+    Partner("pseudo", "somewhere", loss_on_pseudo=loss) for loss in (False, True)
+)
+PSEUDO_LENGTHS = st.lists(
+    st.tuples(*[st.integers(1, 7)] * 2, *[st.integers(0, 14)] * 2), min_size=1, max_size=20
+)
+
+
+class FakeOutputs:
+    """Outputs i: tokens that tell them from the target and from each other."""
+
+    def __init__(self, lengths):
+        self._outputs = [
+            {"l2r": 1000 + 20 * i + np.arange(left), "r2l": 2000 + 20 * i + np.arange(right)}
+            for i, (left, right) in enumerate(lengths)
+        ]
+
+    def __len__(self):
+        return len(self._outputs)
+
+    def __getitems__(self, indices):
+        return [self._outputs[i] for i in indices]
+
+    def __getitem__(self, index):
+        return self._outputs[index]
+
+
+def beside_pseudo(lengths):
+    outputs = FakeOutputs([lengths[2:] for lengths in lengths])
+    return BesidePseudo(FakePairs([lengths[:2] for lengths in lengths]), outputs), outputs
+
+
+def written(direction, inputs, labels, weights):
+    """A stream's tokens in reading order, without markers, and its weights; checks the rest."""
+    markers = Streams(direction, "swap")
+    here = inputs != PAD
+    count = here.sum()
+    assert here[:count].all()
+    assert not labels[count:].any()
+    assert not weights[count:].any()
+    assert inputs[0] == markers.starts[0]
+    np.testing.assert_array_equal(inputs[1:count], labels[: count - 1])
+    ended = labels[count - 1] == markers.ends[0]
+    tokens = labels[: count - 1] if ended else labels[:count]
+    return tokens if direction == "l2r" else tokens[::-1], weights[:count], ended
+
+
+@given(PSEUDO_LENGTHS, st.sampled_from([PSEUDO, BOTH_LEARNT]), st.booleans())
+def test_a_pair_becomes_two_examples_each_with_one_gold_stream(lengths, partner, pack):
+    config = BatchConfig(3, source_length=12, target_length=9, packing_bins=3, pack=pack)
+    pairs, outputs = beside_pseudo(lengths)
+    golds = []
+    for batch in validation_batches(pairs, BOTH, config, partner):
+        check_shapes(batch, 3, config, ways=2)
+        np.testing.assert_array_equal(batch["segments"] == 0, batch["inputs"] == PAD)
+        for row in range(3):
+            for segment in range(1, batch["source_segments"][row].max() + 1):
+                source = batch["source"][row, batch["source_segments"][row] == segment]
+                i = source[0] - FIRST
+                there_T = (batch["segments"][row] == segment).any(axis=0)
+                streams = {
+                    direction: written(
+                        direction, *(batch[key][row, way, there_T] for key in
+                                     ("inputs", "labels", "weights"))
+                    )
+                    for way, direction in enumerate(("l2r", "r2l"))
+                }  # fmt: skip
+                (gold,) = (
+                    way for way, (tokens, _, _) in streams.items() if FIRST + i in tokens[:1]
+                )
+                pseudo = {"l2r": "r2l", "r2l": "l2r"}[gold]
+                golds.append((i, gold))
+
+                tokens, weights, ended = streams[gold]
+                assert tokens.tolist() == [FIRST + i] * lengths[i][1]
+                assert ended
+                assert (weights == 1).all()
+
+                tokens, weights, ended = streams[pseudo]
+                expected = outputs[i][pseudo]
+                steps = 9 if partner.loss_on_pseudo else lengths[i][1] + 1
+                assert ended == (len(expected) < steps)
+                # A stream that is cut loses what it would have written last.
+                kept = expected if pseudo == "l2r" else expected[::-1]
+                kept = kept[:steps] if pseudo == "l2r" else kept[:steps][::-1]
+                np.testing.assert_array_equal(tokens, kept)
+                assert (weights == partner.loss_on_pseudo).all()
+    assert sorted(golds) == [(i, way) for i in range(len(lengths)) for way in ("l2r", "r2l")]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_an_iterator_is_restored_between_the_two_examples_of_a_pair(pack):
+    draw = np.random.default_rng(1)
+    pairs, _ = beside_pseudo([tuple(map(int, draw.integers(1, 8, 4))) for _ in range(21)])
+    # Three rows: without packing a batch ends in the middle of a pair.
+    config = BatchConfig(3, 16, 12, packing_bins=3, pack=pack)
+
+    def start():
+        return contextlib.closing(training_batches(pairs, BOTH, config, PSEUDO, seed=3))
+
+    with start() as batches:
+        for _ in range(5):
+            next(batches)
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = list(itertools.islice(batches, 12))
+    with start() as restored:
+        restored.set_state(state)
+        for batch, other in zip(itertools.islice(restored, 12), expected, strict=True):
+            for key in batch:
+                np.testing.assert_array_equal(batch[key], other[key])

@@ -45,6 +45,18 @@ def test_every_label_counts_and_nothing_reads_as_padding(streams, target):
     assert (tokens["inputs"] != PAD).all()
 
 
+@given(st.sampled_from(["swap", "tags"]), TARGETS, TARGETS)
+def test_streams_of_unequal_length_end_each_at_its_own_place(markers, left, right):
+    """Each is the stream that it would be alone, and behind its end there is nothing."""
+    tokens = Streams("both", markers).tokens_beside({"l2r": left, "r2l": right})
+    for way, (direction, target) in enumerate({"l2r": left, "r2l": right}.items()):
+        for key, alone_T1 in Streams(direction, markers).tokens(target).items():
+            value_T = tokens[key][:, way]
+            np.testing.assert_array_equal(value_T[: len(target) + 1], alone_T1[:, 0])
+            assert not value_T[len(target) + 1 :].any()
+    assert len(tokens["labels"]) == max(len(left), len(right)) + 1
+
+
 @given(st.sampled_from(["swap", "tags"]), TARGETS)
 def test_both_ways_are_the_two_single_ones_side_by_side(markers, target):
     both = Streams("both", markers)

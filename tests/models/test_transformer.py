@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from bidi.data.partner import GOLD, Partner
 from bidi.data.pipeline import BatchConfig, validation_batches
+from bidi.data.pseudo import BesidePseudo
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 from bidi.models.transformer import project
@@ -82,18 +84,39 @@ class ListedPairs:
         return ListedPairs([pair | {"target": pair["target"][::-1]} for pair in self._pairs])
 
 
+def random_tokens(rng, size, longest, shortest=1):
+    length = rng.integers(shortest, longest + 1)
+    return rng.integers(FIRST_TEXT_ID, size, length).astype(np.int32)
+
+
 def random_pairs(count):
     rng = np.random.default_rng(0)
-
-    def tokens(size):
-        return rng.integers(FIRST_TEXT_ID, size, rng.integers(1, 6)).astype(np.int32)
-
     return ListedPairs(
-        [{"source": tokens(tiny.SOURCES), "target": tokens(tiny.TARGETS)} for _ in range(count)]
+        [
+            {
+                "source": random_tokens(rng, tiny.SOURCES, 5),
+                "target": random_tokens(rng, tiny.TARGETS, 5),
+            }
+            for _ in range(count)
+        ]
     )
 
 
-PAIRS = random_pairs(9)
+def random_outputs(count):
+    """Shorter and longer than the targets."""
+    rng = np.random.default_rng(1)
+    return ListedPairs(
+        [
+            {way: random_tokens(rng, tiny.TARGETS, 8, shortest=0) for way in ("l2r", "r2l")}
+            for _ in range(count)
+        ]
+    )
+
+
+PAIRS, OUTPUTS = random_pairs(9), random_outputs(9)
+PSEUDO, PSEUDO_LEARNT = (
+    Partner("pseudo", "somewhere", loss_on_pseudo=loss) for loss in (False, True)
+)
 BATCHES = BatchConfig(rows=9, source_length=12, target_length=12)
 
 
@@ -198,11 +221,12 @@ class ShortSecondWay:
         return tokens
 
 
-def token_losses(model, params, streams, pack):
-    """{source and target: losses [W, T]}, sums over all batches, rows in use."""
+def token_losses(model, params, streams, pack, partner):
+    """{source and labels: losses [W, T]}, sums over all batches, rows in use."""
     losses, totals, rows = {}, [], 0
     config = BatchConfig(rows=9, source_length=12, target_length=12, pack=pack)
-    for batch in validation_batches(PAIRS, streams, config):
+    pairs = PAIRS if partner is GOLD else BesidePseudo(PAIRS, OUTPUTS)
+    for batch in validation_batches(pairs, streams, config, partner):
         sums, _, log_probs, _ = loss_and_gradient(model, params, batch)
         totals.append(sums)
         nll_BWT = -np.take_along_axis(log_probs, batch["labels"][..., None], axis=-1)[..., 0]
@@ -211,31 +235,55 @@ def token_losses(model, params, streams, pack):
             rows += segments_S.any()
             for segment in range(1, segments_S.max() + 1):
                 source = batch["source"][row, segments_S == segment]
-                here_T = batch["segments"][row, 0] == segment
-                target = batch["labels"][row, 0, here_T]
-                losses[tuple(source), tuple(target)] = nll_BWT[row][:, here_T]
+                here_T = (batch["segments"][row] == segment).any(axis=0)
+                labels = batch["labels"][row][:, here_T]
+                losses[tuple(source), labels.tobytes()] = nll_BWT[row][:, here_T]
     return losses, jax.tree.map(lambda *x: sum(x), *totals), rows
 
 
 @pytest.mark.parametrize(
-    ("streams", "config"),
+    ("streams", "config", "partner"),
     [
-        (Streams("both"), LAYERS),
-        (ShortSecondWay(), LAYERS),
-        (ShortSecondWay(), TOP),
-        (Streams("l2r"), ONE_WAY),
+        (Streams("both"), LAYERS, GOLD),
+        (Streams("both"), LAYERS, PSEUDO),
+        (Streams("both"), TOP, PSEUDO_LEARNT),
+        (ShortSecondWay(), TOP, GOLD),
+        (Streams("l2r"), ONE_WAY, GOLD),
     ],
-    ids=["layers", "layers-short", "top-short", "one way"],
+    ids=["layers", "layers-pseudo", "top-pseudo", "top-short", "one way"],
 )
-def test_packing_changes_no_loss(streams, config):
+def test_packing_changes_no_loss(streams, config, partner):
     model = tiny.make_model(1 if config is ONE_WAY else 2, encoder_layers=1, **config)
     params = tiny.random_params(model)
-    packed, packed_sums, packed_rows = token_losses(model, params, streams, pack=True)
-    alone, alone_sums, alone_rows = token_losses(model, params, streams, pack=False)
-    assert packed_rows < alone_rows == len(packed) == len(alone) == len(PAIRS)
+    packed, packed_sums, packed_rows = token_losses(model, params, streams, True, partner)
+    alone, alone_sums, alone_rows = token_losses(model, params, streams, False, partner)
+    examples = len(PAIRS) * (1 if partner is GOLD else 2)
+    assert packed_rows < alone_rows == len(packed) == len(alone) == examples
     for example, losses_WT in alone.items():
         np.testing.assert_allclose(packed[example], losses_WT, atol=1e-4)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), packed_sums, alone_sums)
+
+
+def test_what_is_cut_of_a_partner_was_never_read():
+    """The gold streams lose the same beside a partner that is whole."""
+    model = tiny.make_model(encoder_layers=1, **LAYERS)
+    params, pairs = tiny.random_params(model), BesidePseudo(PAIRS, OUTPUTS)
+    config = dataclasses.replace(BATCHES, rows=9, pack=False)
+    compared = 0
+    for cut, whole in zip(
+        *(
+            validation_batches(pairs, Streams("both"), config, how)
+            for how in (PSEUDO, PSEUDO_LEARNT)
+        ),
+        strict=True,
+    ):
+        gold_BWT = cut["weights"] > 0
+        compared += (whole["segments"] != cut["segments"]).any(axis=(1, 2)).sum()
+        (_, _, of_cut, _), (_, _, of_whole, _) = (
+            loss_and_gradient(model, params, batch) for batch in (cut, whole)
+        )
+        np.testing.assert_allclose(of_cut[gold_BWT], of_whole[gold_BWT], atol=1e-4)
+    assert compared > 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,248 @@
+"""Writes pseudo outputs: what trained models write for each pair, shard by shard.
+
+The files are described in `bidi.data.pseudo`. A shard is written under a temporary name and
+renamed: what a stopped run leaves is complete shards, and the next run writes the others.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+import rich.console
+import rich.progress
+from jax.experimental import multihost_utils
+
+from bidi.data import pseudo
+from bidi.data.folds import fold_of, read
+from bidi.data.prepare import record_writer
+from bidi.data.prepared import Pairs, Prepared
+from bidi.data.sources import DataError
+from bidi.data.streams import Direction
+from bidi.evaluation import restore
+from bidi.evaluation.generate import Generator
+from bidi.experiment import load_run
+from bidi.files import write_whole
+from bidi.provenance import provenance
+from bidi.search.beam_search import SearchConfig
+from bidi.training.checkpoints import checksum
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeller:
+    """A model that writes pseudo outputs.
+
+    Attributes:
+        workdir: where it comes from.
+        generator: the model.
+        search: how its outputs are searched.
+        directions: which of them are taken.
+        identity: what the outputs depend on: the checkpoint's step and checksum, the search.
+    """
+
+    workdir: str
+    generator: Generator
+    search: SearchConfig
+    directions: tuple[Direction, ...]
+    identity: dict[str, Any]
+
+    def write(self, sources: Sequence[np.ndarray]) -> list[dict[str, bytes]]:
+        """Its directions of each source's record; sources int32 [s] without marker."""
+        return [
+            {
+                direction: np.array(found.n_best[direction][0].tokens, "<i4").tobytes()
+                for direction in self.directions
+            }
+            for found in self.generator.search_tokens(sources, self.search)
+        ]
+
+
+# The models that write both directions of a record between them: one, or one for each.
+Labellers = tuple[Labeller, ...]
+
+
+def load_labellers(
+    workdirs: Mapping[Direction, pathlib.Path],
+    checkpoint: str,
+    prepared: Prepared,
+    bindings: Sequence[str] = (),
+) -> Labellers:
+    """Restores the models that write both directions.
+
+    Args:
+        workdirs: direction -> the workdir of a model that writes it.
+        checkpoint: `best`, `latest`, or a step.
+        prepared: the data to be labelled.
+        bindings: changes of the workdirs' configs, like another search.
+
+    Raises:
+        FileNotFoundError: there is no such workdir or checkpoint.
+        UnfitModelsError: a model writes another direction, or other vocabularies.
+    """
+    labellers = []
+    for workdir in dict.fromkeys(workdirs.values()):
+        experiment = load_run(str(workdir), list(bindings))
+        if restore.vocabularies(str(workdir)) != prepared.manifest["vocabularies"]:
+            raise restore.UnfitModelsError(
+                f"{workdir} has other vocabularies than the data in {prepared.directory}: label "
+                "with models that were trained on these data"
+            )
+        directions = tuple(way for way, where in workdirs.items() if where == workdir)
+        if missing := [way for way in directions if way not in experiment.streams.writers]:
+            raise restore.UnfitModelsError(f"{workdir} does not write {missing[0]}")
+        generator, step = restore.restore_generator(str(workdir), experiment, checkpoint)
+        identity = {
+            "directions": directions,
+            "step": step,
+            "checksum": int(checksum(generator.params)),
+            "search": dataclasses.asdict(experiment.search),
+        }
+        labellers.append(Labeller(str(workdir), generator, experiment.search, directions, identity))
+    return tuple(labellers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    path: pathlib.Path
+    split: str
+    start: int
+
+
+def label(
+    directory: pathlib.Path,
+    prepared: Prepared,
+    labellers: Sequence[Labellers],
+    stop: threading.Event,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> bool:
+    """Writes the pseudo outputs of all pairs, or what is missing of them.
+
+    Args:
+        directory: of the outputs.
+        prepared: the data.
+        labellers: of each fold, those that write its outputs; without folds those that write all.
+        stop: asked before every shard.
+        process_index: of the processes that divide the shards, on one file system.
+        process_count: all of them; the first waits for the others and completes the manifest.
+
+    Returns:
+        Whether all is there; if not, it was asked to stop.
+
+    Raises:
+        DataError: the directory holds other outputs.
+    """
+    names = [[labeller.workdir for labeller in fold] for fold in labellers]
+    about = {"workdirs": names, "provenance": provenance()}
+    if _begin(directory, _job(prepared, labellers), about, process_index):
+        log.info("%s is labelled already", directory)
+        return True
+    pairs = {split: prepared.pairs(split) for split in pseudo.SPLITS}
+    mine = _shards(directory, pairs)[process_index::process_count]
+    missing = [shard for shard in mine if not shard.path.exists()]
+    started = time.perf_counter()
+    with _progress() as progress:
+        done = len(mine) - len(missing)
+        for shard in progress.track(missing, len(mine), done, description="labelling"):
+            if stop.is_set():
+                return False
+            stop_at = shard.start + pseudo.PAIRS_PER_SHARD
+            batch = read(pairs[shard.split], shard.start, stop_at)
+            _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers))
+            log.info("Labelled %s, %.1f s so far", shard.path.name, time.perf_counter() - started)
+    multihost_utils.sync_global_devices("bidi.pseudo")
+    if process_index == 0:
+        _finish(directory, prepared)
+    return True
+
+
+def _job(prepared: Prepared, labellers: Sequence[Labellers]) -> dict[str, Any]:
+    """All that the outputs depend on, as JSON gives it back."""
+    job = {
+        "format": pseudo.FORMAT,
+        "fingerprint": prepared.manifest["fingerprint"],
+        "pairs_per_shard": pseudo.PAIRS_PER_SHARD,
+        "labellers_of_folds": [[labeller.identity for labeller in fold] for fold in labellers],
+    }
+    return json.loads(json.dumps(job))
+
+
+def _begin(
+    directory: pathlib.Path, job: dict[str, Any], about: dict[str, Any], process_index: int
+) -> bool:
+    """Lays down what will be written here, or compares it; says whether all is there."""
+    path = directory / pseudo.MANIFEST
+    if not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        if process_index == 0:
+            write_whole(path, json.dumps(job | about, indent=2) + "\n")
+        return False
+    manifest = json.loads(path.read_text())
+    if different := [key for key in job if manifest.get(key) != job[key]]:
+        raise DataError(
+            f"{directory} holds pseudo outputs that were made otherwise: {path} differs in "
+            f"{', '.join(different)}. Choose another directory, or delete this one"
+        )
+    return "splits" in manifest
+
+
+def _shards(directory: pathlib.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
+    return [
+        _Shard(path, split, number * pseudo.PAIRS_PER_SHARD)
+        for split in pairs
+        for number, path in enumerate(pseudo.shard_paths(directory, split, len(pairs[split])))
+    ]
+
+
+def _records(
+    sources: Sequence[np.ndarray], labellers: Sequence[Labellers]
+) -> list[dict[str, bytes]]:
+    """The record of each source, by the labellers of its fold."""
+    records: list[dict[str, bytes]] = [{} for _ in sources]
+    folds = [fold_of(source, len(labellers)) for source in sources]
+    for fold, its in enumerate(labellers):
+        members = [index for index, of_source in enumerate(folds) if of_source == fold]
+        for labeller in its:
+            written = labeller.write([sources[index] for index in members])
+            for index, directions in zip(members, written, strict=True):
+                records[index] |= directions
+    return records
+
+
+def _write_shard(path: pathlib.Path, records: Sequence[dict[str, bytes]]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    writer = record_writer(temporary)
+    for record in records:
+        writer.write(msgpack.packb(record))
+    writer.close()
+    temporary.rename(path)
+
+
+def _finish(directory: pathlib.Path, prepared: Prepared) -> None:
+    path = directory / pseudo.MANIFEST
+    splits = {split: pseudo.summary(directory, prepared, split) for split in pseudo.SPLITS}
+    manifest = json.loads(path.read_text()) | {"splits": splits}
+    write_whole(path, json.dumps(manifest, indent=2) + "\n")
+    for split, entry in splits.items():
+        equal = {way: f"{100 * entry[way]['equal_to_gold']:.1f} %" for way in ("l2r", "r2l")}
+        log.info("%s: %d pairs, equal to gold: %s", split, entry["pairs"], equal)
+
+
+def _progress() -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+    )

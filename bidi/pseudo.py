@@ -1,0 +1,164 @@
+"""Pseudo partners: what trained models write for the training pairs, to be read in training.
+
+Labels only, by one model of both directions or by one for each:
+
+    python -m bidi.pseudo --l2r_workdir=... --r2l_workdir=... --output=DIR [--gin.Search.NAME=...]
+
+The whole recipe of `Partner.recipe`: trains the labellers, a set for each fold, in
+`Partner.directory/labellers`, labels, then trains the model beside what they wrote:
+
+    python -m bidi.pseudo --gin_file=... --workdir=... [--gin.NAME=value]
+
+The same command again goes on where it was stopped.
+"""
+
+import pathlib
+
+import jax
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.config import ConfigError
+from bidi.data.partner import PseudoRecipe
+from bidi.data.prepare import check_prepared
+from bidi.data.prepared import Prepared
+from bidi.data.sources import expand
+from bidi.data.streams import Direction
+from bidi.evaluation.label import Labellers, label, load_labellers
+from bidi.evaluation.restore import UnfitModelsError
+from bidi.experiment import Experiment
+from bidi.training import checkpoints, loop
+
+# allow_override: see `bidi.trained`.
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the model lives that is trained last.", allow_override=True
+)
+_L2R = flags.DEFINE_string("l2r_workdir", None, "A run of bidi.train that writes L2R.")
+_R2L = flags.DEFINE_string("r2l_workdir", None, "One that writes R2L; may be the same.")
+_OUTPUT = flags.DEFINE_string("output", None, "The directory that labels are written to.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "best", "Of both workdirs: best, latest, or a step.", allow_override=True
+)
+
+
+def main(bindings: list[str]) -> None:
+    """Runs what the flags ask for."""
+    try:
+        finished = (_run_recipe if flags.FLAGS.gin_file else _label_only)(bindings)
+    except (
+        UnfitModelsError,
+        loop.CannotResumeError,
+        checkpoints.UnreadableError,
+        FloatingPointError,
+    ) as error:
+        raise verb.UserError(str(error)) from None
+    if not finished:
+        print("Stopped; the same command goes on")
+
+
+def _label_only(bindings: list[str]) -> bool:
+    if not (_L2R.value and _R2L.value and _OUTPUT.value):
+        raise verb.UserError(
+            "name models by --l2r_workdir and --r2l_workdir and a directory by --output; or an "
+            "experiment by --gin_file and --workdir"
+        )
+    workdirs: dict[Direction, pathlib.Path] = {
+        "l2r": pathlib.Path(_L2R.value),
+        "r2l": pathlib.Path(_R2L.value),
+    }
+    loaded = experiment.load_run(_L2R.value, bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return True
+    prepared = Prepared.open(loaded.data.directory)
+    labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
+    return _label(pathlib.Path(_OUTPUT.value), prepared, [labellers])
+
+
+def _run_recipe(bindings: list[str]) -> bool:
+    if _L2R.value or _R2L.value or _OUTPUT.value:
+        raise verb.UserError(
+            "--gin_file names a recipe with labellers of its own: leave out --l2r_workdir, "
+            "--r2l_workdir and --output"
+        )
+    loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return True
+    if not _WORKDIR.value:
+        raise verb.UserError("--workdir is missing: where shall the trained model live?")
+    recipe = loaded.partner.recipe
+    if recipe is None:
+        raise verb.UserError(
+            "Partner.recipe is not set: write Partner.recipe = @Pseudo() and Pseudo.labeller_files "
+            "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
+        )
+    _check_labellers(recipe, loaded.data.directory)
+    prepared = Prepared.open(loaded.data.directory)
+    check_prepared(loaded.data, prepared.manifest)
+    directory, workdirs = expand(loaded.partner.directory), []
+    for fold in range(recipe.folds):
+        trained = _train_labellers(recipe, loaded.data.directory, directory, fold)
+        if trained is None:
+            return False
+        workdirs.append(trained)
+    if not _label(directory, prepared, [load_labellers(w, "best", prepared) for w in workdirs]):
+        return False
+    # Again: what was loaded last is what a run writes down.
+    loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
+    return loop.train(loaded, pathlib.Path(_WORKDIR.value)).finished
+
+
+def _check_labellers(recipe: PseudoRecipe, data: str) -> None:
+    """Before anything is trained."""
+    writers = [
+        writer
+        for file in recipe.labeller_files
+        for writer in _load_labeller(recipe, file, data, fold=0).streams.writers
+    ]
+    if sorted(writers) != ["l2r", "r2l"]:
+        raise ConfigError(
+            f"Pseudo.labeller_files = {recipe.labeller_files!r} write "
+            f"{' and '.join(writers) or 'nothing'}: name one model of both directions, or one "
+            "for each"
+        )
+
+
+def _train_labellers(
+    recipe: PseudoRecipe, data: str, directory: pathlib.Path, fold: int
+) -> dict[Direction, pathlib.Path] | None:
+    """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
+    workdirs: dict[Direction, pathlib.Path] = {}
+    for file in recipe.labeller_files:
+        labeller = _load_labeller(recipe, file, data, fold)
+        name = f"{labeller.streams.ways}-{fold}-of-{recipe.folds}"
+        workdir = directory / "labellers" / name
+        try:
+            if not loop.train(labeller, workdir).finished:
+                return None
+        except loop.CannotResumeError as error:
+            raise verb.UserError(
+                f"{error} It is a labeller's: what it is trained with is said by Partner.recipe, "
+                "and where it lies by Partner.directory"
+            ) from None
+        workdirs |= dict.fromkeys(labeller.streams.directions, workdir)
+    return workdirs
+
+
+def _load_labeller(recipe: PseudoRecipe, file: str, data: str, fold: int) -> Experiment:
+    bindings = [*recipe.labeller_bindings, f"Data.directory = {data!r}"]
+    if recipe.folds > 1:
+        bindings.append(f"Training.hold_out = {(fold, recipe.folds)}")
+    try:
+        return config.load(experiment.build, [file], bindings)
+    except ConfigError as error:
+        raise ConfigError(f"the labeller {file} of Partner.recipe: {error}") from None
+
+
+def _label(directory: pathlib.Path, prepared: Prepared, labellers: list[Labellers]) -> bool:
+    with loop.StopOnSignal() as stop:
+        return label(directory, prepared, labellers, stop, jax.process_index(), jax.process_count())
+
+
+if __name__ == "__main__":
+    verb.run("bidi.pseudo", main)

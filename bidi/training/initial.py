@@ -1,0 +1,63 @@
+"""Parameters of a trained model, for another run to start with."""
+
+import json
+import logging
+from typing import Any
+
+from bidi import config as gin_config
+from bidi.config import ConfigError
+from bidi.data.prepared import Prepared
+from bidi.data.sources import expand
+from bidi.experiment import CONFIG_FILE
+from bidi.training.checkpoints import Checkpoints
+
+log = logging.getLogger(__name__)
+
+
+def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
+    """The best parameters of a workdir, or the newest where none were validated.
+
+    `gin_config.operative()` is the experiment that they are for.
+
+    Args:
+        workdir: `Training.initialize_from`.
+        prepared: the data to be trained on.
+        params: of the shapes and on the devices that the restored ones shall have.
+
+    Raises:
+        FileNotFoundError: it is no workdir, or has no checkpoint.
+        ConfigError: its model has other vocabularies or another shape.
+    """
+    path, named = expand(workdir), f"Training.initialize_from = {workdir!r}"
+    if not (path / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{named} holds no {CONFIG_FILE}: it is no workdir of bidi.train")
+    trained_with = json.loads((path / "data.json").read_text())["vocabularies"]
+    if trained_with != prepared.manifest["vocabularies"]:
+        raise ConfigError(
+            f"{named} was trained with other vocabularies than those in {prepared.directory}: "
+            "name a model that was trained on these data"
+        )
+    checkpoints = Checkpoints(path, keep=1)
+    try:
+        step = checkpoints.best_step() or checkpoints.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"{named} has no checkpoint yet: train it first")
+        restored = checkpoints.restore_params(step, params)
+    except ValueError as error:
+        raise ConfigError(
+            f"{named}: its parameters cannot start this model: {str(error).splitlines()[0]}"
+            + "".join(_other_settings((path / CONFIG_FILE).read_text()))
+        ) from error
+    finally:
+        checkpoints.close()
+    log.info("Starting with the parameters of step %d in %s", step, path)
+    return restored
+
+
+def _other_settings(config: str) -> list[str]:
+    """What may be why, a line each."""
+    return [
+        f"\n  {d.name} = {d.old} there, {d.new} here"
+        for d in gin_config.differences(config, gin_config.operative())
+        if d.name.startswith(("Transformer.", "Streams."))
+    ]

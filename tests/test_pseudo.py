@@ -1,0 +1,268 @@
+"""The verb: the whole recipe in small, and labels only, killed and begun again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bidi import config, experiment, verb
+from bidi import pseudo as pseudo_verb
+from bidi.config import ConfigError
+from bidi.data import pipeline, pseudo
+from bidi.data.folds import fold_of
+from bidi.data.partner import GOLD, Partner
+from bidi.data.prepared import Prepared
+from bidi.evaluation import label
+from bidi.evaluation.restore import restore_generator
+from bidi.training import loop
+from bidi.training.loop import CannotResumeError, Outcome
+
+RECIPE = """
+Transformer.interaction = 'layers'
+Transformer.encoder_layers = 0
+Search.coupling = 'paired'
+Partner.kind = 'pseudo'
+Partner.directory = '{root}/labels'
+Partner.recipe = @Pseudo()
+Pseudo.labeller_files = ('{labeller}',)
+Pseudo.labeller_bindings = (
+    'Transformer.encoder_layers = 0',
+    'Training.steps = 4',
+    'Training.evaluate_every = 4',
+    'Training.checkpoint_every = 4',
+    'Search.beam_size = 1',
+)
+Pseudo.folds = 2
+Training.initialize_from = '{root}/labels/labellers/both-0-of-2'
+# Nothing moves: the parameters are still those that it started with.
+Optimizer.learning_rate = 1e-30
+Training.steps = 2
+Training.evaluate_every = 2
+Training.checkpoint_every = 2
+"""
+
+
+@pytest.fixture
+def recipe(trained, tmp_path):
+    """An experiment file; all that it makes comes beside it."""
+    gin_file = tmp_path / "pseudo.gin"
+    own = RECIPE.format(root=tmp_path, labeller=trained.gin_file)
+    gin_file.write_text(trained.gin_file.read_text() + own)
+    return gin_file
+
+
+def run(*arguments, bindings=()):
+    config.define_flags()
+    with flagsaver.flagsaver():
+        flags.FLAGS(["bidi.pseudo", *map(str, arguments)])
+        pseudo_verb.main(list(bindings))
+
+
+def files(directory):
+    """Every file's content but for what says when and by what commit a run was started."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "provenance.json"
+    }
+
+
+def sources(pairs):
+    return [tuple(pair["source"]) for pair in pairs.__getitems__(range(len(pairs)))]
+
+
+def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, monkeypatch, capsys):
+    workdir, labels = tmp_path / "run", tmp_path / "labels"
+    arguments = [f"--gin_file={recipe}", f"--workdir={workdir}"]
+    train, training_batches = loop.train, pipeline.training_batches
+    trained_in, trained_on = [], []
+
+    def train_once(loaded, where):
+        if trained_in:
+            return Outcome(0, finished=False)
+        trained_in.append(where.name)
+        return train(loaded, where)
+
+    def watched(pairs, streams, batches, partner, **more):
+        trained_on.append((pairs, partner))
+        return training_batches(pairs, streams, batches, partner, **more)
+
+    # Asked to stop before the second labeller.
+    monkeypatch.setattr(pipeline, "training_batches", watched)
+    monkeypatch.setattr(loop, "train", train_once)
+    run(*arguments)
+    assert "Stopped; the same command goes on" in capsys.readouterr().out
+    assert {path.name for path in labels.rglob("*-of-2")} == {"both-0-of-2"}
+    assert not workdir.exists()
+    first = files(labels)
+    monkeypatch.setattr(loop, "train", train)
+    run(*arguments)
+    assert "Stopped" not in capsys.readouterr().out
+    assert first.items() <= files(labels).items()
+
+    # No labeller saw what it labelled; the model sees everything, beside what they wrote.
+    all_sources = sources(Prepared.open(str(trained.data)).pairs("train"))
+    in_fold = [fold_of(np.array(source, np.int32), 2) for source in all_sources]
+    (again, partner), _, (other, _), (everything, main_partner) = trained_on
+    assert partner == GOLD
+    for fold, pairs in ((0, again), (1, other)):
+        kept = [source for source, its in zip(all_sources, in_fold, strict=True) if its != fold]
+        assert sources(pairs) == kept
+        assert 0 < len(kept) < len(all_sources)
+    assert (main_partner.kind, main_partner.directory) == ("pseudo", str(labels))
+    assert sources(everything) == all_sources
+    manifest = json.loads((labels / "manifest.json").read_text())
+    assert len(manifest["labellers_of_folds"]) == 2
+    assert everything.__getitems__([0])[0].keys() == {"source", "target", "l2r", "r2l"}
+
+    # It started with the parameters of a labeller.
+    loaded = experiment.load_run(str(workdir), [])
+    generator, step = restore_generator(str(workdir), loaded, "best")
+    labeller = labels / "labellers" / "both-0-of-2"
+    its = experiment.load_run(str(labeller), [])
+    assert its.training.hold_out == (0, 2)
+    start, _ = restore_generator(str(labeller), its, "best")
+    assert step == 2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-20), generator.params, start.params
+    )
+
+    # A second run does nothing.
+    before = files(tmp_path)
+    monkeypatch.setattr(label, "_write_shard", None)
+    run(*arguments)
+    assert files(tmp_path) == before
+
+    # Labels may be moved, but not exchanged.
+    moved = shutil.copytree(labels, tmp_path / "moved")
+    main = config.load(
+        experiment.build, [recipe], [f"Partner.directory = '{moved}'", "Training.steps = 1"]
+    )
+    assert loop.train(main, workdir).finished
+    edited = json.loads((moved / "manifest.json").read_text())
+    edited["splits"]["train"]["sha256"] = "0"
+    (moved / "manifest.json").write_text(json.dumps(edited))
+    with pytest.raises(CannotResumeError, match="trained beside other pseudo outputs than Partner"):
+        loop.train(main, workdir)
+    with pytest.raises(verb.UserError, match=r"Training\.seed = 5 (?s:.*) a labeller's"):
+        run(*arguments, bindings=["Pseudo.labeller_bindings = ('Training.seed = 5',)"])
+
+
+# Dies while it writes the third shard.
+KILLED = """
+import sys, time
+from bidi.data import pseudo
+from bidi.evaluation import label
+from bidi import pseudo as pseudo_verb, verb
+
+class Writer:
+    def __init__(self, path):
+        self.path = path
+    def write(self, record):
+        self.path.write_bytes(b"half a shard")
+        time.sleep(1000)
+
+shards = []
+def record_writer(path, make=label.record_writer):
+    shards.append(path)
+    return Writer(path) if len(shards) == 3 else make(path)
+
+label.record_writer = record_writer
+pseudo.PAIRS_PER_SHARD = 50
+verb.run("bidi.pseudo", pseudo_verb.main)
+"""
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
+    def arguments(output):
+        return [
+            f"--l2r_workdir={trained.both}",
+            f"--r2l_workdir={trained.both}",
+            f"--output={tmp_path / output}",
+        ]
+
+    greedy = "--gin.Search.beam_size=1"
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, *arguments("killed"), greedy],
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    third = tmp_path / "killed" / "train-00002-of-00004.array_record.tmp"
+    end = time.monotonic() + 300
+    while not (third.exists() and third.read_bytes()):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    left = files(tmp_path / "killed")
+    assert len(left) == 4  # two shards, half of a third, what they are
+
+    monkeypatch.setattr(pseudo, "PAIRS_PER_SHARD", 50)
+    for output in ("killed", "undisturbed"):
+        run(*arguments(output), bindings=["Search.beam_size = 1"])
+    found, undisturbed = files(tmp_path / "killed"), files(tmp_path / "undisturbed")
+    del left[third.name]
+    assert left.items() - found.items() == {("manifest.json", left["manifest.json"])}
+    manifests = [json.loads(one.pop("manifest.json")) for one in (found, undisturbed)]
+    assert manifests[0]["splits"] == manifests[1]["splits"]
+    assert found == undisturbed
+    # Such labels are for any model of these data.
+    interacting = ["Transformer.interaction = 'layers'", "Search.coupling = 'paired'"]
+    labelled = [*interacting, "Partner.kind = 'pseudo'", f"Partner.directory = '{tmp_path}/killed'"]
+    loaded = config.load(experiment.build, [trained.gin_file], labelled)
+    assert loaded.partner == Partner("pseudo", str(tmp_path / "killed"))
+    pairs = loaded.pairs(Prepared.open(str(trained.data)), "train")
+    assert len(pairs.__getitems__(range(200))) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bindings", "error", "says"),
+    [
+        ([], [], verb.UserError, "name models by --l2r_workdir and --r2l_workdir"),
+        (["--l2r_workdir=x", "--output=y"], [], verb.UserError, "name models by --l2r_workdir and"),
+        (
+            ["--l2r_workdir=/none", "--r2l_workdir=/none", "--output=y"],
+            [],
+            FileNotFoundError,
+            "/none holds no config.gin",
+        ),
+        (["RECIPE"], [], verb.UserError, "--workdir is missing"),
+        (["RECIPE", "--workdir=x", "--output=y"], [], verb.UserError, "labellers of its own"),
+        (
+            ["RECIPE", "--workdir=x"],
+            ["Pseudo.labeller_bindings = ('Training.stepz = 3',)"],
+            ConfigError,
+            r"the labeller .*run\.gin of Partner\.recipe: .*Did you mean 'steps'",
+        ),
+        (
+            ["RECIPE", "--workdir=x"],
+            ["Pseudo.labeller_bindings = (\"Streams.ways = 'l2r'\",)"],
+            ConfigError,
+            r"Pseudo\.labeller_files = .* write l2r: name one model of both directions, or one for",
+        ),
+        (["GOLD", "--workdir=x"], [], verb.UserError, r"Partner\.recipe is not set"),
+    ],
+)
+def test_errors_name_what_is_wrong(recipe, trained, arguments, bindings, error, says):
+    named = {"RECIPE": f"--gin_file={recipe}", "GOLD": f"--gin_file={trained.gin_file}"}
+    with pytest.raises(error, match=says):
+        run(*(named.get(argument, argument) for argument in arguments), bindings=bindings)
+
+
+def test_training_beside_labels_that_are_not_there_names_the_verb(recipe, tmp_path):
+    loaded = config.load(experiment.build, [recipe], ["Training.initialize_from = ''"])
+    with pytest.raises(FileNotFoundError, match="labels' holds no pseudo outputs: run python -m b"):
+        loop.train(loaded, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,78 @@
+"""Parameters that a run starts with: those of another run, or an error that says why not."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bidi import config, experiment
+from bidi.config import ConfigError
+from bidi.data.prepared import Prepared
+from bidi.evaluation.restore import restore_generator
+from bidi.training.initial import initial_params
+
+
+@pytest.fixture
+def start(trained):
+    """The parameters of a workdir as those of an experiment."""
+
+    def call(workdir, *bindings):
+        prepared = Prepared.open(str(trained.data))
+        loaded = config.load(experiment.build, [trained.gin_file], list(bindings))
+        model = loaded.make_model(prepared.source_vocabulary, prepared.target_vocabulary)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())["params"]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+        )
+        return initial_params(str(workdir), prepared, placed)
+
+    return call
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained.both, tmp_path / "copy")
+
+
+def test_a_model_that_reads_both_ends_starts_with_one_that_does_not(start, trained, monkeypatch):
+    """Fusion by tanh has no parameters; the moving average is taken where there is one."""
+    monkeypatch.setenv("RUNS", str(trained.both.parent))
+    params = start("$RUNS/both", "Transformer.interaction = 'layers'", "Search.coupling = 'paired'")
+    loaded = experiment.load_run(str(trained.both), [])
+    best, _ = restore_generator(str(trained.both), loaded, "best")
+    jax.tree.map(np.testing.assert_array_equal, params, best.params)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "says"),
+    [
+        (["Transformer.own_decoders = True"], "Transformer.own_decoders = False there, True here"),
+        (["Transformer.model_size = 32"], "Transformer.model_size = 16 there, 32 here"),
+        (["Transformer.encoder_layers = 0"], "Transformer.encoder_layers = 1 there, 0 here"),
+        (["Transformer.decoder_layers = 2"], "Transformer.decoder_layers = 1 there, 2 here"),
+    ],
+)
+def test_a_model_of_another_shape(start, trained, bindings, says):
+    with pytest.raises(ConfigError) as caught:
+        start(trained.both, *bindings)
+    assert f"Training.initialize_from = '{trained.both}': its parameters" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_model_of_other_data(start, copy):
+    data = json.loads((copy / "data.json").read_text())
+    data["vocabularies"]["target"]["sha256"] = "0"
+    (copy / "data.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=f"{copy}' was trained with other vocabularies"):
+        start(copy)
+
+
+def test_what_is_no_trained_model(start, copy, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"initialize_from = '{tmp_path}' holds no config"):
+        start(tmp_path)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet: train it first"):
+        start(copy)
