@@ -4,15 +4,12 @@ Letters: B batch, W ways, T target steps, N tokens of a batch or of a chunk, D m
 """
 
 import functools
-import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Tokens whose logits exist at a time: many enough for a full matrix product, few enough to take
-# 16 MiB over 8,000 tokens of vocabulary and 64 MiB over 32,000.
-CHUNK_TOKENS = 512
+from bidi.training.chunks import scan_chunks
 
 
 @flax.struct.dataclass
@@ -88,18 +85,6 @@ def _in_chunks(
     with_gradient: bool,
 ) -> tuple[LossSums, tuple[jax.Array, jax.Array] | None]:
     """The sums, and the gradient of their loss by states and table if asked for."""
-    tokens = labels_BWT.size
-    chunks = math.ceil(tokens / CHUNK_TOKENS)
-    size = math.ceil(tokens / chunks)
-
-    def divided(values: jax.Array, width: tuple[int, ...] = ()) -> jax.Array:
-        flat = values.reshape(tokens, *width)
-        padded = jnp.pad(flat, [(0, chunks * size - tokens)] + [(0, 0)] * len(width))
-        return padded.reshape(chunks, size, *width)
-
-    def whole(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return values.reshape(chunks * size, *values.shape[2:])[:tokens].reshape(shape)
-
     typed_VD = output_VD.astype(states_BWTD.dtype)
 
     def add_chunk(output_gradient_VD, chunk):
@@ -120,13 +105,13 @@ def _in_chunks(
         return output_gradient_VD + of_chunk_VD, (terms, states_gradient_ND)
 
     first = jnp.zeros_like(output_VD) if with_gradient else None
-    chunked = (
-        divided(states_BWTD, states_BWTD.shape[-1:]),
-        divided(labels_BWT),
-        divided(weights_BWT),
+    tokens = (
+        states_BWTD.reshape(-1, states_BWTD.shape[-1]),
+        labels_BWT.reshape(-1),
+        weights_BWT.reshape(-1),
     )
-    output_gradient_VD, (terms, states_gradient) = jax.lax.scan(add_chunk, first, chunked)
-    loss_BWT, nll_BWT, correct_BWT = (whole(term, labels_BWT.shape) for term in terms)
+    output_gradient_VD, (terms, states_gradient_ND) = scan_chunks(add_chunk, first, tokens)
+    loss_BWT, nll_BWT, correct_BWT = (term.reshape(labels_BWT.shape) for term in terms)
     sums = LossSums(
         loss=loss_BWT.sum(),
         nll_W=nll_BWT.sum(axis=(0, 2)),
@@ -135,7 +120,7 @@ def _in_chunks(
     )
     if output_gradient_VD is None:
         return sums, None
-    return sums, (whole(states_gradient, states_BWTD.shape), output_gradient_VD)
+    return sums, (states_gradient_ND.reshape(states_BWTD.shape), output_gradient_VD)
 
 
 def _chunk_loss(

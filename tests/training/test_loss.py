@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.training import loss as loss_module
+from bidi.training import chunks
 from bidi.training.loss import cross_entropy
 from tests.training.tiny import assert_trees_close
 
@@ -142,7 +142,7 @@ def plain_loss(states_BWTD, output_VD, labels_BWT, weights_BWT):
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 30, 512])
 def test_chunks_change_nothing(chunk_tokens, monkeypatch):
     """Nor do chunks that the tokens do not fill: sums and both gradients are the plain loss's."""
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", chunk_tokens)
     _, labels_BWT, weights_BWT = make_case(6)
     rng = np.random.default_rng(7)
     states_BWTD = rng.normal(size=(*SHAPE, 4)).astype(np.float32)
@@ -164,7 +164,7 @@ def test_chunks_change_nothing(chunk_tokens, monkeypatch):
 
 
 def test_logits_never_exist_whole(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 8)
     _, labels_BWT, weights_BWT = make_case(6)
     states_BWTD, output_VD = jnp.ones((*SHAPE, 4)), jnp.ones((V, 4))
 
