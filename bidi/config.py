@@ -173,9 +173,11 @@ def describe() -> str:
 def differences(old_text: str, new_text: str) -> list[Difference]:
     """What changed between two texts of `operative()`, sorted by name, macros replaced by values.
 
-    The configs named in the texts need not exist any more.
+    The configs named in the texts need not exist any more. A parameter that the old text lacks came
+    later than it: what was done then is what is done now by default.
     """
     old, new = _flat(old_text), _flat(new_text)
+    old = {name: default for name in new if (default := _default(name))} | old
     return [
         Difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
@@ -335,6 +337,17 @@ def _source(binding: Binding, found: Bindings) -> list[Binding]:
     if isinstance(binding.value, Macro) and (binding.value.name, MACRO, "value") in found:
         return [binding, *_source(found[binding.value.name, MACRO, "value"], found)]
     return [binding]
+
+
+def _default(name: str) -> str | None:
+    """The literal of a parameter's default, if it has one."""
+    selector, _, parameter = name.rpartition(".")
+    configurable = gin.config._REGISTRY.get_match(selector.rpartition("/")[2])
+    if configurable is None or not dataclasses.is_dataclass(configurable.wrapped):
+        return None
+    fields = {field.name: field for field in dataclasses.fields(configurable.wrapped)}
+    default = fields[parameter].default if parameter in fields else dataclasses.MISSING
+    return None if default in (dataclasses.MISSING, gin.REQUIRED) else repr(default)
 
 
 def _flat(text: str) -> dict[str, str]:

@@ -29,8 +29,8 @@ class Experiment:
 
     data: DataConfig
     streams: Streams
-    batches: BatchConfig
     partner: Partner
+    batches: BatchConfig
     model: TransformerConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
@@ -65,6 +65,7 @@ class Experiment:
         return Trainer(
             model=self.make_model(source, target),
             optimizer=self.optimizer.make(),
+            partner=self.partner,
             label_smoothing=self.training.label_smoothing,
             ema_decay=self.training.ema_decay,
         )
@@ -75,8 +76,8 @@ def build() -> Experiment:
     experiment = Experiment(
         data=DataConfig(),
         streams=Streams(),
-        batches=BatchConfig(),
         partner=Partner(),
+        batches=BatchConfig(),
         model=TransformerConfig(),
         optimizer=OptimizerConfig(),
         training=TrainingConfig(),

@@ -337,6 +337,15 @@ def test_differences_follow_macros_and_name_what_is_new_or_gone():
     ]
 
 
+def test_a_parameter_that_came_later_had_its_default():
+    old = "Search.beam_size = 4\n"
+    new = f"{old}Search.alpha = 0.6\nSearch.min_length = 2\nStreams.layout = 'whole'\n"
+    assert config.differences(old, new) == [config.Difference("Search.min_length", "1", "2")]
+    # What the old text has and the new one lacks is gone, whatever it was.
+    gone = [d.name for d in config.differences(new, old)]
+    assert gone == ["Search.alpha", "Search.min_length", "Streams.layout"]
+
+
 def test_nothing_is_told_before_a_load(monkeypatch):
     monkeypatch.setattr(config, "_loaded", None)
     for ask in (config.operative, config.describe):

@@ -85,6 +85,13 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             r"Search\.coupling = 'paired' couples streams that read each other, but "
             r"Transformer\.interaction = 'none'; use coupling 'none'",
         ),
+        (
+            BOTH,
+            ["Partner.kind = 'predicted'"],
+            r"Partner\.kind = 'predicted' is for streams that read each other, but "
+            r"Transformer\.interaction = 'none'",
+        ),
+        (BOTH, ["Partner.corrupted = 0.1"], r"Partner\.corrupted = 0\.1 is for .* 'predicted'"),
         (LEFT, ["Search.coupling = 'product'"], "'product' needs a model of two directions"),
         (
             "experiments/cmudict/bidirectional.gin",
@@ -111,7 +118,7 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
         (
             "experiments/cmudict/pseudo.gin",
             ["Partner.kind = 'gold'"],
-            r"Partner\.directory, loss_on_pseudo and recipe are for Partner\.kind = 'pseudo', but",
+            r"Partner\.directory = 'data/cmudict-pseudo' is for Partner\.kind = 'pseudo', but",
         ),
         (
             BOTH,

@@ -92,6 +92,7 @@ class Updates:
                 ways=len(experiment.streams.directions),
                 vocabulary=prepared.target_vocabulary.size,
             ),
+            experiment.partner,
         )
         init = jax.jit(trainer.init, out_shardings=self._partitioner.replicated)
         self._state: Any = init(self._rng, trainer.model.smallest_batch())

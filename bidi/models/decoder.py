@@ -39,6 +39,9 @@ class Call:
         step_B: int32, the step of each row that is written to the cache; None without one.
         interact: whether the streams read each other.
         train: whether dropout is on.
+        own_source_mask: where pair w is there for its stream of way w, `source_mask` of these
+            streams: once streams have read each other for the last time, only these go on, see
+            `own_streams`. None: all do.
     """
 
     self_mask: jax.Array
@@ -46,6 +49,13 @@ class Call:
     step_B: jax.Array | None
     interact: bool
     train: bool
+    own_source_mask: jax.Array | None = None
+
+
+def own_streams(x_BPWT: jax.Array) -> jax.Array:
+    """Of pair w the stream of way w: [B, W, W, T, ...] -> [B, 1, W, T, ...]."""
+    ways = range(x_BPWT.shape[2])
+    return jnp.stack([x_BPWT[:, way, way] for way in ways], axis=1)[:, None]
 
 
 def read_streams(
@@ -146,6 +156,8 @@ class TopInteraction(nn.Module):
         dense = per_way(Dense, config.own_decoders)
         qkv = dense(3 * config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
         _, future, cache = read_streams(qkv, config.heads, cache, call)
+        if call.own_source_mask is not None:
+            x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
         return make_fusion(config, call.train)(x_BPWTD, future), cache
 
 
@@ -218,6 +230,7 @@ class DecoderLayer(nn.Module):
 
     config: TransformerConfig
     ways: int
+    last: bool
 
     def setup(self):
         self.source_attention = SourceAttention(self.config, self.ways)
@@ -236,6 +249,9 @@ class DecoderLayer(nn.Module):
 
         residual = Residual(config, own=own, train=call.train)
         x_BPWTD = residual(x_BPWTD, self_attention, "self_attention_norm")
+        if self.last and call.interact and call.own_source_mask is not None:
+            x_BPWTD = own_streams(x_BPWTD)
+            call = dataclasses.replace(call, source_mask=call.own_source_mask)
         x_BPWTD = residual(
             x_BPWTD, lambda y: self.source_attention(y, source, call), "source_attention_norm"
         )
@@ -250,8 +266,10 @@ class Decoder(nn.Module):
     ways: int
 
     def setup(self):
+        layers = self.config.decoder_layers
         self.layers = [
-            DecoderLayer(self.config, self.ways) for _ in range(self.config.decoder_layers)
+            DecoderLayer(self.config, self.ways, last=number == layers)
+            for number in range(1, layers + 1)
         ]
         if self.config.norm == "pre":
             self.norm = per_way(nn.LayerNorm, self.config.own_decoders)(
@@ -267,7 +285,10 @@ class Decoder(nn.Module):
     def __call__(
         self, x_BPWTD: jax.Array, source: list[KeysValues], cache: Cache | None, call: Call
     ) -> tuple[jax.Array, Cache]:
-        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it, if any."""
+        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it, if any.
+
+        With an `own_source_mask` in the call, the first is [B, 1, W, T, D].
+        """
         caches = {}
         alone = dataclasses.replace(call, interact=False, self_mask=history_part(call))
         in_layers = call if self.config.interaction == "layers" else alone

@@ -6,6 +6,8 @@ search (one step with a cache).
 Letters: B batch, P pairs, W ways, S source steps, T target steps, D model, V vocabulary.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -19,6 +21,7 @@ from bidi.models.decoder import (
     Decoder,
     KeysValues,
     cached_mask,
+    own_streams,
     stream_source_mask,
 )
 from bidi.models.encoder import Encoder
@@ -100,14 +103,47 @@ class Transformer(nn.Module):
             States [B, W, T, D] in the activations' dtype and the output's table, float32 [V, D]:
             logits are their product, see `project`.
         """
-        source = self.encode(
-            batch["source"], batch["source_segments"], batch["source_positions"], train
-        )
+        return self.unprojected_of(self.start(batch, train), batch, train, interact)
+
+    def unprojected_of(
+        self, source: Source, batch: Batch, train: bool = False, interact: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """`unprojected`, of sources that are encoded already."""
         inputs_B1WT, segments_B1WT, positions_B1WT = (
             batch[key][:, None] for key in ("inputs", "segments", "positions")
         )
         states_B1WTD = self._states(
             source, inputs_B1WT, segments_B1WT, positions_B1WT, train, interact
+        )
+        return states_B1WTD[:, 0], self._output_table
+
+    def unprojected_beside(
+        self,
+        source: Source,
+        batch: Batch,
+        partner_inputs_BWT: jax.Array,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`unprojected_of`, where each stream reads another version of the other stream.
+
+        Two pairs of streams run: the first direction's own stream beside the second's partner, and
+        the reverse. The states given back are those of the own streams, which see nothing of each
+        other. As in search, a partner reads the stream that it is a partner of.
+
+        Args:
+            source: see `start`.
+            batch: the batch dict, of two directions that interact.
+            partner_inputs_BWT: int32, what way w reads where it is the other's partner; of the same
+                segments and positions as `inputs`.
+            train: as for `__call__`.
+        """
+        is_own_1PW1 = jnp.eye(2, dtype=bool)[None, :, :, None]
+        inputs_BPWT = jnp.where(is_own_1PW1, batch["inputs"][:, None], partner_inputs_BWT[:, None])
+        segments_BPWT, positions_BPWT = (
+            jnp.repeat(batch[key][:, None], 2, axis=1) for key in ("segments", "positions")
+        )
+        states_B1WTD = self._states(
+            source, inputs_BPWT, segments_BPWT, positions_BPWT, train, interact=True, own_only=True
         )
         return states_B1WTD[:, 0], self._output_table
 
@@ -149,9 +185,11 @@ class Transformer(nn.Module):
         )
         return project(states_BPWTD, self._output_table)
 
-    def start(self, batch: Batch) -> Source:
-        """`encode` of a batch dict's sources, for search."""
-        return self.encode(batch["source"], batch["source_segments"], batch["source_positions"])
+    def start(self, batch: Batch, train: bool = False) -> Source:
+        """`encode` of a batch dict's sources."""
+        return self.encode(
+            batch["source"], batch["source_segments"], batch["source_positions"], train
+        )
 
     def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
         """A cache for `decode_step`, see `Decoder.empty_cache`."""
@@ -205,15 +243,25 @@ class Transformer(nn.Module):
         positions_BPWT: jax.Array,
         train: bool,
         interact: bool,
+        own_only: bool = False,
     ) -> jax.Array:
-        """Whole streams to the states [B, P, W, T, D] from which labels are predicted."""
+        """Whole streams to the states [B, P, W, T, D] from which labels are predicted.
+
+        If `own_only`, of pair w only the stream of way w is wanted: [B, 1, W, T, D].
+        """
         interact = self._interacts(interact)
+        read_source = functools.partial(
+            stream_source_mask,
+            source_segments_BS=source.segments_BS,
+            decoders=self._decoders,
+        )
         call = Call(
             self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
-            source_mask=stream_source_mask(segments_BPWT, source.segments_BS, self._decoders),
+            source_mask=read_source(segments_BPWT),
             step_B=None,
             interact=interact,
             train=train,
+            own_source_mask=read_source(own_streams(segments_BPWT)) if own_only else None,
         )
         x_BPWTD = self._embed(self.target_embedding, inputs_BPWT, positions_BPWT, train)
         x_BPWTD, _ = self.decoder(x_BPWTD, source.keys_values, None, call)

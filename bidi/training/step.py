@@ -4,14 +4,17 @@ Letters: W ways.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from bidi.data.partner import Partner
 from bidi.models.transformer import Transformer
 from bidi.training.loss import LossSums, cross_entropy
+from bidi.training.partner import Update, beside_guesses
 
 Batch = dict[str, jax.Array]
 
@@ -40,12 +43,14 @@ class Trainer:
     Attributes:
         model: see `bidi.models.transformer.Transformer`.
         optimizer: see `bidi.training.optimizer.OptimizerConfig.make`.
+        partner: what a stream reads of the other.
         label_smoothing: see `cross_entropy`.
         ema_decay: of the moving average; 0 keeps none.
     """
 
     model: Transformer
     optimizer: optax.GradientTransformation
+    partner: Partner
     label_smoothing: float
     ema_decay: float
 
@@ -87,7 +92,8 @@ class Trainer:
         def add_microbatch(total, numbered_batch):
             number, batch = numbered_batch
             gradient_of = jax.value_and_grad(self._loss, has_aux=True)
-            (_, sums), gradient = gradient_of(state.params, batch, jax.random.fold_in(rng, number))
+            update = Update(jax.random.fold_in(rng, number), state.step)
+            (_, sums), gradient = gradient_of(state.params, batch, update)
             return jax.tree.map(jnp.add, total, (sums, gradient)), None
 
         numbers = jnp.arange(jax.tree.leaves(batches)[0].shape[0])
@@ -106,19 +112,31 @@ class Trainer:
         return TrainState(step, params, optimizer, self._average(state.ema, params, step)), metrics
 
     def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:
-        """Sums of the unsmoothed loss over all devices."""
-        states_BWTD, output_VD = self.model.apply({"params": params}, batch, method="unprojected")
+        """Sums of the unsmoothed loss over all devices.
+
+        Predicted partners are guesses throughout, whatever the schedule, and none is corrupted: of
+        all that training shows this is nearest to what search meets, and it chooses checkpoints.
+        """
+        states_BWTD, output_VD = self._unprojected(params, batch, None)
         sums = cross_entropy(states_BWTD, output_VD, batch["labels"], batch["weights"], 0.0)
         return sums if axis is None else jax.lax.psum(sums, axis)
 
-    def _loss(self, params: dict, batch: Batch, rng: jax.Array) -> tuple[jax.Array, LossSums]:
-        states_BWTD, output_VD = self.model.apply(
-            {"params": params}, batch, train=True, rngs={"dropout": rng}, method="unprojected"
-        )
+    def _loss(self, params: dict, batch: Batch, update: Update) -> tuple[jax.Array, LossSums]:
+        states_BWTD, output_VD = self._unprojected(params, batch, update)
         sums = cross_entropy(
             states_BWTD, output_VD, batch["labels"], batch["weights"], self.label_smoothing
         )
         return sums.loss, sums
+
+    def _unprojected(self, params: dict, batch: Batch, update: Update | None) -> Any:
+        """What `Transformer.unprojected` gives, beside the partner; no update is a validation."""
+        if self.partner.kind == "predicted":
+            return beside_guesses(self.partner, self.model, params, batch, update)
+        rngs = None if update is None else {"dropout": update.rng}
+        train = update is not None
+        return self.model.apply(
+            {"params": params}, batch, train=train, rngs=rngs, method="unprojected"
+        )
 
     def _average(self, ema: dict | None, params: dict, step: jax.Array) -> dict | None:
         if ema is None:

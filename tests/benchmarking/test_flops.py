@@ -9,8 +9,10 @@ import pytest
 from jax.extend import core
 
 from bidi.benchmarking.flops import Shape, forward_flops, update_flops
+from bidi.data.partner import Partner
 from bidi.models.config import TransformerConfig
-from bidi.models.transformer import Transformer
+from bidi.models.transformer import Transformer, project
+from bidi.training.partner import beside_guesses
 
 SHAPE = Shape(rows=2, source_length=5, target_length=7, ways=2, vocabulary=13)
 SIZES = {
@@ -42,7 +44,12 @@ def counted(jaxpr: core.Jaxpr) -> int:
     return total
 
 
-def program(config: TransformerConfig, shape: Shape, gradient: bool) -> core.Jaxpr:
+GOLD, PREDICTED = Partner("gold"), Partner("predicted")
+
+
+def program(
+    config: TransformerConfig, shape: Shape, gradient: bool, partner: Partner = GOLD
+) -> core.Jaxpr:
     """The forward pass, or a gradient of it with respect to the parameters."""
     model = Transformer(config, shape.ways, shape.vocabulary, source_vocabulary=11)
     source_BS = jnp.ones((shape.rows, shape.source_length), jnp.int32)
@@ -53,6 +60,8 @@ def program(config: TransformerConfig, shape: Shape, gradient: bool) -> core.Jax
     }
 
     def forward(params):
+        if partner is PREDICTED:
+            return project(*beside_guesses(partner, model, params, batch, None)).sum()
         return model.apply({"params": params}, batch).sum()
 
     params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
@@ -79,7 +88,20 @@ def thrown_away(config: TransformerConfig, shape: Shape) -> int:
 def test_the_bound_is_what_the_model_multiplies(config):
     needed, more = sum(forward_flops(config, SHAPE).values()), thrown_away(config, SHAPE)
     assert counted(program(config, SHAPE, gradient=False)) == needed + more
-    assert counted(program(config, SHAPE, gradient=True)) == update_flops(config, SHAPE) + 3 * more
+    counted_update = counted(program(config, SHAPE, gradient=True))
+    assert counted_update == update_flops(config, SHAPE, GOLD) + 3 * more
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("interaction", ["layers", "top"])
+def test_the_bound_of_predicted_partners(interaction, own):
+    config = TransformerConfig(**SIZES, interaction=interaction, fusion="tanh", own_decoders=own)
+    more = 2 * 3 * thrown_away(config, SHAPE)
+    if interaction == "top":  # the first pass makes queries, keys and values that nobody reads
+        tokens = SHAPE.rows * SHAPE.ways * SHAPE.target_length
+        more += thrown_away(config, SHAPE) + tokens * 2 * config.model_size * 3 * config.model_size
+    counted_update = counted(program(config, SHAPE, gradient=True, partner=PREDICTED))
+    assert counted_update == update_flops(config, SHAPE, PREDICTED) + more
 
 
 def test_one_direction():

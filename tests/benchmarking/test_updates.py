@@ -16,7 +16,11 @@ def loaded(trained):
 
 
 def test_l2r_alone_is_a_valid_experiment_and_differs_in_nothing_else(trained):
-    interacting = ["Transformer.interaction = 'layers'", "Search.coupling = 'paired'"]
+    interacting = [
+        "Transformer.interaction = 'layers'",
+        "Search.coupling = 'paired'",
+        "Partner.kind = 'predicted'",
+    ]
     both = config.load(experiment.build, [trained.gin_file], interacting)
     alone = config.load(experiment.build, [trained.gin_file], ["Streams.ways = 'l2r'"])
     assert updates.l2r_alone(both) == alone

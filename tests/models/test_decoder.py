@@ -29,11 +29,13 @@ SEGMENTS_BPWT = np.array(
 STREAMS = tiny.random_streams(SEGMENTS_BPWT)
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "interact"))
-def sensitivity(model, params, batch, streams, interact):
+@functools.partial(tiny.quick_jit, static_argnames=("model", "interact", "beside"))
+def sensitivity(model, params, batch, streams, interact, beside=False):
     """Whether each prediction depends on each embedding that is read.
 
-    bool [B, P, W, T] x [B, P, W, T] of the streams and [B, P, W, T] x [B, S] of the source.
+    bool [B, P, W, T] x [B, P, W, T] of the streams and [B, P, W, T] x [B, S] of the source. If
+    `beside`, predictions are [B, W, T], of the first pair's streams beside the inputs of the
+    second, and what is read is pair w: the own stream of way w and the other way's partner.
     """
     mix_V = np.random.default_rng(1).standard_normal(tiny.TARGETS).astype(np.float32)
 
@@ -45,6 +47,10 @@ def sensitivity(model, params, batch, streams, interact):
             return embedded + added[context.module.name] if is_embedding(context) else embedded
 
         with nn.intercept_methods(add):
+            if beside:
+                own = [x[:, 0] for x in streams]
+                arguments = model, params, batch, own, streams[0][:, 1]
+                return tiny.decode_beside.__wrapped__(*arguments) @ mix_V
             return tiny.decode.__wrapped__(model, params, batch, streams, interact) @ mix_V
 
     def is_embedding(context):
@@ -93,6 +99,20 @@ def test_a_stream_sees_what_was_written_in_its_own_example(config, interact):
     real = SEGMENTS_BPWT != 0
     for found_part, expected_part in zip(found, expected, strict=True):
         np.testing.assert_array_equal(found_part[real], expected_part[real])
+
+
+@pytest.mark.parametrize("config", [SEEN[2][0], SEEN[4][0]], ids=name)
+def test_beside_partners_the_own_streams_see_nothing_of_each_other(config):
+    """The way's own inputs and the partner's, of steps 0 .. t; not the other way's own inputs."""
+    model = tiny.make_model(**config)
+    params = tiny.random_params(model)
+    found, _ = sensitivity(model, params, SOURCE, STREAMS, interact=True, beside=True)
+    by_pair, _ = visible(SEGMENTS_BPWT, SOURCE["source_segments"], interact=True)
+    for way in range(2):
+        real = SEGMENTS_BPWT[:, 0, way] != 0
+        np.testing.assert_array_equal(found[:, way][real], by_pair[:, way, way][real])
+        # The other way's own stream is read in the other pair, by its partner there.
+        assert not found[:, way][real][:, :, 1 - way, 1 - way].any()
 
 
 def seen_of_gold(config, layout):

@@ -22,6 +22,11 @@ from tests.models import tiny
 
 SOURCE = tiny.source_batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 STREAMS = tiny.random_streams(np.ones((2, 3, 2, 6)))
+PACKED_SOURCE = tiny.source_batch([[1, 1, 2, 2, 2], [1, 2, 2, 2, 0]])
+# The second way's last stream is over a step before the first's.
+PACKED = tiny.random_streams(
+    [[[[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 0]]], [[[1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0]]]]
+)
 
 log_softmax = tiny.quick_jit(jax.nn.log_softmax)
 
@@ -66,54 +71,17 @@ def test_training_sees_the_first_pair_of_many():
     np.testing.assert_allclose(trained, logits[:, 0], atol=1e-4)
 
 
-class ListedPairs:
-    """Pairs in memory."""
-
-    def __init__(self, pairs):
-        self._pairs = pairs
-        self.longest = {side: max(len(pair[side]) for pair in pairs) for side in pairs[0]}
-
-    def __len__(self):
-        return len(self._pairs)
-
-    def __getitems__(self, indices):
-        return [self._pairs[i] for i in indices]
-
-    def reversed(self):
-        """The same pairs with targets turned round."""
-        return ListedPairs([pair | {"target": pair["target"][::-1]} for pair in self._pairs])
-
-
-def random_tokens(rng, size, longest, shortest=1):
-    length = rng.integers(shortest, longest + 1)
-    return rng.integers(FIRST_TEXT_ID, size, length).astype(np.int32)
-
-
-def random_pairs(count):
-    rng = np.random.default_rng(0)
-    return ListedPairs(
-        [
-            {
-                "source": random_tokens(rng, tiny.SOURCES, 5),
-                "target": random_tokens(rng, tiny.TARGETS, 5),
-            }
-            for _ in range(count)
-        ]
-    )
-
-
 def random_outputs(count):
     """Shorter and longer than the targets."""
     rng = np.random.default_rng(1)
-    return ListedPairs(
-        [
-            {way: random_tokens(rng, tiny.TARGETS, 8, shortest=0) for way in ("l2r", "r2l")}
-            for _ in range(count)
-        ]
-    )
+
+    def output():
+        return rng.integers(FIRST_TEXT_ID, tiny.TARGETS, rng.integers(0, 9)).astype(np.int32)
+
+    return tiny.ListedPairs([{"l2r": output(), "r2l": output()} for _ in range(count)])
 
 
-PAIRS, OUTPUTS = random_pairs(9), random_outputs(9)
+PAIRS, OUTPUTS = tiny.random_pairs(9), random_outputs(9)
 PSEUDO, PSEUDO_LEARNT = (
     Partner("pseudo", "somewhere", loss_on_pseudo=loss) for loss in (False, True)
 )
@@ -206,6 +174,27 @@ def test_swapping_the_ways_swaps_the_logits():
     flipped = tuple(np.flip(x, 2) for x in streams)
     flipped_logits = tiny.decode(model, params, SOURCE, flipped, interact=True)
     np.testing.assert_allclose(logits, np.flip(flipped_logits, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CACHED[3][2], CACHED[5][2], CACHED[7][2]], ids=name)
+def test_beside_a_partner_two_pairs_run(config):
+    """By hand: each way's own stream beside the other's partner, and the reverse."""
+    model = tiny.make_model(**config)
+    params = tiny.random_params(model)
+    own, segments, positions = (x[:, 0] for x in PACKED)
+    partner = np.where(segments == 0, PAD, own[::-1])
+    pairs = np.stack(
+        [
+            np.stack([own[:, 0], partner[:, 1]], axis=1),
+            np.stack([partner[:, 0], own[:, 1]], axis=1),
+        ],
+        axis=1,
+    )
+    streams = pairs, *(np.stack([x, x], axis=1) for x in (segments, positions))
+    expected = tiny.decode(model, params, PACKED_SOURCE, streams, interact=True)
+    found = tiny.decode_beside(model, params, PACKED_SOURCE, (own, segments, positions), partner)
+    np.testing.assert_allclose(found[:, 0], expected[:, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], expected[:, 1, 1], atol=1e-5)
 
 
 class ShortSecondWay:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.config import TransformerConfig
-from bidi.models.transformer import Transformer
+from bidi.models.transformer import Transformer, project
 
 # XLA compiles these models in a quarter of the time if it optimises nothing.
 quick_jit = functools.partial(
@@ -91,6 +91,15 @@ def decode(model, params, batch, streams, interact) -> jax.Array:
     return model.apply({"params": params}, source, *streams, interact=interact, method="decode")
 
 
+@functools.partial(quick_jit, static_argnames="model")
+def decode_beside(model, params, batch, streams, partner_inputs_BWT) -> jax.Array:
+    """Streams [B, W, T] beside partners, without dropout: logits [B, W, T, V]."""
+    batch = batch | dict(zip(("inputs", "segments", "positions"), streams, strict=True))
+    source = model.apply({"params": params}, batch, method="start")
+    arguments = source, batch, partner_inputs_BWT
+    return project(*model.apply({"params": params}, *arguments, method="unprojected_beside"))
+
+
 def decode_step_by_step(model, params, batch, inputs_BPWT, interact) -> jax.Array:
     """The same streams fed to the cache token by token: log-probabilities [B, P, W, T, V]."""
     rows, pairs, ways, steps = inputs_BPWT.shape
@@ -121,3 +130,32 @@ def decode_steps(model, params, batch, steps, interact) -> jax.Array:
         return cache, log_probs_BPWV
 
     return jax.lax.scan(step, cache, steps)[1]
+
+
+class ListedPairs:
+    """Pairs in memory."""
+
+    def __init__(self, pairs):
+        self._pairs = pairs
+        self.longest = {side: max(len(pair[side]) for pair in pairs) for side in pairs[0]}
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitems__(self, indices):
+        return [self._pairs[i] for i in indices]
+
+    def reversed(self):
+        """The same pairs with targets turned round."""
+        return ListedPairs([pair | {"target": pair["target"][::-1]} for pair in self._pairs])
+
+
+def random_pairs(count):
+    rng = np.random.default_rng(0)
+
+    def tokens(size):
+        return rng.integers(FIRST_TEXT_ID, size, rng.integers(1, 6)).astype(np.int32)
+
+    return ListedPairs(
+        [{"source": tokens(SOURCES), "target": tokens(TARGETS)} for _ in range(count)]
+    )

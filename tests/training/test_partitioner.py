@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bidi.config import ConfigError
+from bidi.data.partner import Partner
 from bidi.models.config import TransformerConfig
 from bidi.models.transformer import Transformer
 from bidi.provenance import CompileMeter
@@ -29,7 +30,9 @@ RNG = jax.random.key(7)
 
 
 def make_trainer(model=None):
-    return Trainer(model or Bigram(), OPTIMIZER.make(), label_smoothing=0.1, ema_decay=0.5)
+    return Trainer(
+        model or Bigram(), OPTIMIZER.make(), Partner(), label_smoothing=0.1, ema_decay=0.5
+    )
 
 
 @pytest.fixture(scope="module")

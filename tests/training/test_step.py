@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from bidi.data.partner import Partner
 from bidi.training.step import Trainer
 from tests.training.tiny import (
     LENGTH,
@@ -37,7 +38,7 @@ def mean_loss(params, batch):
 @pytest.fixture(scope="module")
 def descent():
     """A compiled step of gradient descent with rate 1, and its first state."""
-    trainer = Trainer(Bigram(), optax.sgd(1.0), SMOOTHING, EMA_DECAY)
+    trainer = Trainer(Bigram(), optax.sgd(1.0), Partner(), SMOOTHING, EMA_DECAY)
     return jax.jit(trainer.train_step), jax.jit(trainer.init)(jax.random.key(0), make_batch(0))
 
 
@@ -92,14 +93,14 @@ def test_the_moving_average_follows_its_definition(descent):
 
 
 def test_no_moving_average_is_no_leaf():
-    trainer = Trainer(Bigram(), optax.sgd(1.0), SMOOTHING, 0.0)
+    trainer = Trainer(Bigram(), optax.sgd(1.0), Partner(), SMOOTHING, 0.0)
     assert jax.eval_shape(trainer.init, jax.random.key(0), make_batch(0)).ema is None
 
 
 def test_evaluation_has_no_dropout_and_no_smoothing(descent):
     _, state = descent
     batch = make_batch(1)
-    trainer = Trainer(Bigram(dropout=0.5), optax.sgd(1.0), SMOOTHING, 0.0)
+    trainer = Trainer(Bigram(dropout=0.5), optax.sgd(1.0), Partner(), SMOOTHING, 0.0)
     sums = jax.jit(trainer.evaluate_step)(state.params, batch)
 
     @jax.jit
