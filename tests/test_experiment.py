@@ -1,6 +1,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from bidi import config, experiment
@@ -12,8 +13,9 @@ ROOT = pathlib.Path(experiment.__file__).parent.parent
 FILES = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "experiments").rglob("*.gin")
-    if path.name != "base.gin"  # what the others include
+    if not path.name.endswith("base.gin")  # what the others include
 )
+WAYS = ("l2r", "r2l", "both")
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,8 @@ def test_there_are_experiments():
     for task in ("cmudict", "multi30k"):
         names = {pathlib.Path(file).stem for file in FILES if f"/{task}/" in file}
         assert {"l2r", "r2l", "both", "bidirectional"} <= names
+    titles = {pathlib.Path(file).stem for file in FILES if "/titles/" in file}
+    assert titles > {f"{data}_{ways}" for data in ("debian", "csl") for ways in WAYS}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -50,6 +54,22 @@ def test_the_directions_are_as_the_name_says(task, name):
     loaded = config.load(experiment.build, [f"experiments/{task}/{name}.gin"], [])
     assert loaded.streams.ways == {"l2r": "l2r", "r2l": "r2l"}.get(name, "both")
     assert (loaded.model.interaction != "none") == (name == "bidirectional")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/titles/" in file])
+def test_titles(file):
+    """Whatever the language: long texts are cut, and titles have metrics of their own."""
+    loaded = config.load(experiment.build, [file], [])
+    name = pathlib.Path(file).stem
+    assert loaded.data.truncate_source
+    assert loaded.evaluation.metric == "rouge"
+    assert (loaded.evaluation.tokens == "characters") == name.startswith("csl_")
+    ways = name.partition("_")[2]
+    assert loaded.streams.ways == (ways if ways in WAYS else "both")
+    assert loaded.model.own_decoders == (loaded.streams.ways == "both")
+    # A search may write whatever training has shown.
+    longest = loaded.search.max_length(np.array(1))
+    assert longest == loaded.batches.target_length > loaded.data.max_target_length
 
 
 @pytest.mark.parametrize("file", FILES)
