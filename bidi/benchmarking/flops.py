@@ -11,7 +11,6 @@ D model, F feed-forward, V vocabulary.
 import dataclasses
 
 from bidi.data.partner import Partner
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.config import TransformerConfig
 
 # A product's two gradients, one for each operand, cost as much as the product each.
@@ -66,16 +65,15 @@ def forward_flops(config: TransformerConfig, shape: Shape) -> dict[str, int]:
 def guesses_flops(config: TransformerConfig, shape: Shape) -> int:
     """What predicted partners add to an update, see `bidi.training.partner`.
 
-    A pass without interaction and without gradient, which prices text only; and each stream once
-    more, as a partner: what it does after it was read for the last time is not needed.
+    A pass without interaction and without gradient; and each stream once more, as a partner: what
+    it does after it was read for the last time is not needed.
     """
     in_layers = config.interaction == "layers"
     if not in_layers:
         config = dataclasses.replace(config, fusion="tanh")  # a partner joins nothing at the top
     parts = forward_flops(config, shape)
     of_layers = parts["source_attention"] + parts["feedforward"]
-    no_text = parts["projection"] * FIRST_TEXT_ID // shape.vocabulary
-    guessing = parts["self_attention"] + of_layers + parts["projection"] - no_text
+    guessing = parts["self_attention"] + of_layers + parts["projection"]
     not_needed = of_layers // config.decoder_layers if in_layers else 0
     read = parts["self_attention"] + parts["interaction"] + of_layers - not_needed
     return guessing + _UPDATE_OVER_FORWARD * read

@@ -18,7 +18,7 @@ import numpy as np
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
 from bidi.evaluation.config import EvaluationConfig
-from bidi.models.transformer import Transformer
+from bidi.models.model import Model
 from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConfig, beam_search
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Generator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         params: Any,
         streams: Streams,
         source_vocabulary: Vocabulary,

@@ -12,7 +12,7 @@ from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, load_run
-from bidi.models.transformer import Transformer
+from bidi.models.model import Model
 from bidi.training.checkpoints import Checkpoints
 
 
@@ -154,7 +154,7 @@ def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
     return step
 
 
-def _shapes(model: Transformer) -> Any:
+def _shapes(model: Model) -> Any:
     """Shapes of the parameters, on all devices of this process."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())["params"]
     mesh = jax.sharding.Mesh(jax.local_devices(), ("devices",))

@@ -1,6 +1,6 @@
-"""The shape of a model, and the modules that follow from it.
+"""The shape of a model.
 
-Letters: B batch, P pairs, W ways, D model, F feed-forward.
+Letters: D model, F feed-forward.
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ class TransformerConfig:
         future_dropout: rate on the future term; SB-NMT has 0.3.
         own_decoders: a decoder for each direction (embeddings and output are shared, as in Su
             2019) instead of one for both.
+        copy_prior: averages the logits with a learned prior over the words of the source, see
+            `output.CopyPrior`; needs a joint vocabulary.
     """
 
     encoder_layers: int = 3
@@ -51,6 +53,7 @@ class TransformerConfig:
     fusion_weight: float = 0.1
     future_dropout: float = 0.3
     own_decoders: bool = False
+    copy_prior: bool = False
 
     def __post_init__(self):
         if self.model_size % (2 * self.heads):
@@ -63,3 +66,38 @@ class TransformerConfig:
     def activation_dtype(self) -> jnp.dtype:
         """`dtype` as jax knows it."""
         return jnp.dtype(self.dtype)
+
+
+@gin.configurable("Recurrent")
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+    """The shape of a recurrent model; its defaults are Su's.
+
+    Attributes:
+        encoder_layers: number of bidirectional LSTM layers.
+        decoder_layers: number of LSTM layers of each direction's decoder.
+        model_size: D, of embeddings and decoder states; encoder states have half of it a direction.
+        heads: attention heads, a divisor of `model_size`.
+        dropout: rate on embeddings and on the output of every layer.
+        interaction: whether a stream reads the other, once, above the decoders.
+        copy_prior: averages the logits with a learned prior over the words of the source, see
+            `output.CopyPrior`; needs a joint vocabulary.
+    """
+
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    model_size: int = 128
+    heads: int = 8
+    dropout: float = 0.0
+    interaction: Literal["none", "top"] = "none"
+    copy_prior: bool = False
+
+    def __post_init__(self):
+        if self.model_size % 4 or self.model_size % self.heads:
+            raise ValueError(
+                f"Recurrent.model_size = {self.model_size} is no multiple of 4 and of "
+                f"Recurrent.heads = {self.heads}"
+            )
+
+
+ModelConfig = TransformerConfig | RecurrentConfig

@@ -6,7 +6,6 @@ S source or cached steps, T target steps, H heads, E head width, D model.
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,9 +21,9 @@ from bidi.models.attention import (
 )
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
+from bidi.models.model import Cache
 from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way
 
-Cache = dict[str, Any]
 KeysValues = tuple[jax.Array, jax.Array]
 
 
@@ -69,24 +68,52 @@ def read_streams(
     q, k, v = jnp.split(qkv, 3, axis=-1)
     q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
     if cache is not None and call.step_B is not None:
-        k_BWHE1P, v_BWH1PE = k.transpose(0, 2, 3, 4, 5, 1), v.transpose(0, 2, 3, 4, 1, 5)
-        cache = {
-            "keys": _write(cache["keys"], k_BWHE1P, call.step_B, axis=3),
-            "values": _write(cache["values"], v_BWH1PE, call.step_B, axis=2),
-        }
-        # The pairs of a sentence are the queries of one product: they read one set of keys.
-        q = q[..., 0, :].transpose(0, 2, 3, 1, 4)
-        k, v = _flat(cache["keys"], 4), _flat(cache["values"], 3)
+        cache = write(cache, k, v, call.step_B)
+        q, (k, v) = pairs_as_steps(q), keys_values_of(cache)
     if call.interact:
         history, future = attend_both(q, k, v, call.self_mask)
     else:
         history = attend(q, k, v, call.self_mask)
         future = jnp.zeros_like(history)
     if cache is not None:
-        history, future = (
-            read.transpose(0, 3, 1, 2, 4)[..., None, :] for read in (history, future)
-        )
+        history, future = steps_as_pairs(history), steps_as_pairs(future)
     return merge_heads(history), merge_heads(future), cache
+
+
+def empty_keys_values(
+    batch: int, ways: int, pairs: int, steps: int, heads: int, width: int, dtype: jnp.dtype
+) -> Cache:
+    """Room for so many steps of every pair: keys [B, W, H, E, T, P], values [B, W, H, T, P, E].
+
+    Both lie as their products read them: with keys in the order of values, XLA on a CPU would turn
+    all of them round in every step.
+    """
+    keys = jnp.zeros((batch, ways, heads, width, steps, pairs), dtype)
+    return {"keys": keys, "values": jnp.moveaxis(keys, 3, 5)}
+
+
+def write(cache: Cache, k_BPWHE1: jax.Array, v_BPWH1E: jax.Array, step_B: jax.Array) -> Cache:
+    """The cache of `empty_keys_values` with a step of each row in it."""
+    k_BWHE1P, v_BWH1PE = k_BPWHE1.transpose(0, 2, 3, 4, 5, 1), v_BPWH1E.transpose(0, 2, 3, 4, 1, 5)
+    return {
+        "keys": _write(cache["keys"], k_BWHE1P, step_B, axis=3),
+        "values": _write(cache["values"], v_BWH1PE, step_B, axis=2),
+    }
+
+
+def keys_values_of(cache: Cache) -> KeysValues:
+    """All that is in the cache: keys [B, W, H, E, T * P] and values [B, W, H, T * P, E]."""
+    return _flat(cache["keys"], 4), _flat(cache["values"], 3)
+
+
+def pairs_as_steps(q_BPWH1E: jax.Array) -> jax.Array:
+    """The pairs of a sentence as queries of one product, [B, W, H, P, E]: they read one cache."""
+    return q_BPWH1E[..., 0, :].transpose(0, 2, 3, 1, 4)
+
+
+def steps_as_pairs(read_BWHPE: jax.Array) -> jax.Array:
+    """Undoes `pairs_as_steps`: [B, P, W, H, 1, E]."""
+    return read_BWHPE.transpose(0, 3, 1, 2, 4)[..., None, :]
 
 
 def _write(room: jax.Array, new: jax.Array, step_B: jax.Array, axis: int) -> jax.Array:
@@ -162,18 +189,27 @@ class TopInteraction(nn.Module):
 
 
 class SourceAttention(nn.Module):
-    """Streams read the source; its keys and values are made once a sentence, not once a pair."""
+    """Streams read the source; its keys and values are made once a sentence, not once a pair.
 
-    config: TransformerConfig
+    Attributes:
+        size: D.
+        heads: H.
+        ways: W.
+        own: whether each way has parameters of its own.
+        dtype: of activations.
+    """
+
+    size: int
+    heads: int
     ways: int
+    own: bool
+    dtype: jnp.dtype
 
     def setup(self):
-        size, own = self.config.model_size, self.config.own_decoders
-        dtype = self.config.activation_dtype
-        self.q = per_way(Dense, own)(size, dtype=dtype)
-        self.out = per_way(Dense, own)(size, dtype=dtype)
+        self.q = per_way(Dense, self.own)(self.size, dtype=self.dtype)
+        self.out = per_way(Dense, self.own)(self.size, dtype=self.dtype)
         dense = Dense
-        if own:
+        if self.own:
             dense = nn.vmap(
                 Dense,
                 variable_axes={"params": 0},
@@ -182,23 +218,25 @@ class SourceAttention(nn.Module):
                 out_axes=1,
                 axis_size=self.ways,
             )
-        self.kv = dense(2 * size, dtype=dtype)
+        self.kv = dense(2 * self.size, dtype=self.dtype)
 
     def project(self, encoded_BSD: jax.Array) -> KeysValues:
         """Keys [B, G, H, E, S] and values [B, G, H, S, E] of each decoder."""
         kv = self.kv(encoded_BSD)
-        kv_BGSD = kv if self.config.own_decoders else kv[:, None]
+        kv_BGSD = kv if self.own else kv[:, None]
         keys, values = jnp.split(kv_BGSD, 2, axis=-1)
-        return split_keys(keys, self.config.heads), split_heads(values, self.config.heads)
+        return split_keys(keys, self.heads), split_heads(values, self.heads)
 
-    def __call__(self, x_BPWTD: jax.Array, source: KeysValues, call: Call) -> jax.Array:
-        """[B, P, W, T, D] -> [B, P, W, T, D]."""
+    def read(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
+        """What the heads read, [B, P, W, T, D] -> [B, P, W, T, D]; `mask`: see `Call`."""
         keys_BGHES, values_BGHSE = source
-        queries = group_by_decoder(
-            split_heads(self.q(x_BPWTD), self.config.heads), keys_BGHES.shape[1]
-        )
-        read = attend(queries, keys_BGHES, values_BGHSE, call.source_mask)
-        return self.out(merge_heads(ungroup(read, x_BPWTD.shape)))
+        queries = group_by_decoder(split_heads(self.q(x_BPWTD), self.heads), keys_BGHES.shape[1])
+        read = attend(queries, keys_BGHES, values_BGHSE, mask)
+        return merge_heads(ungroup(read, x_BPWTD.shape))
+
+    def __call__(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
+        """[B, P, W, T, D] -> [B, P, W, T, D]."""
+        return self.out(self.read(x_BPWTD, source, mask))
 
 
 def group_by_decoder(x_BPWHTE: jax.Array, decoders: int) -> jax.Array:
@@ -233,7 +271,14 @@ class DecoderLayer(nn.Module):
     last: bool
 
     def setup(self):
-        self.source_attention = SourceAttention(self.config, self.ways)
+        config = self.config
+        self.source_attention = SourceAttention(
+            config.model_size,
+            config.heads,
+            self.ways,
+            config.own_decoders,
+            config.activation_dtype,
+        )
 
     @nn.compact
     def __call__(
@@ -253,7 +298,9 @@ class DecoderLayer(nn.Module):
             x_BPWTD = own_streams(x_BPWTD)
             call = dataclasses.replace(call, source_mask=call.own_source_mask)
         x_BPWTD = residual(
-            x_BPWTD, lambda y: self.source_attention(y, source, call), "source_attention_norm"
+            x_BPWTD,
+            lambda y: self.source_attention(y, source, call.source_mask),
+            "source_attention_norm",
         )
         feedforward = per_way(FeedForward, own)(config.feedforward_size, name="feedforward")
         return residual(x_BPWTD, feedforward, "feedforward_norm"), new_cache
@@ -304,20 +351,16 @@ class Decoder(nn.Module):
         return x_BPWTD, caches
 
     def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
-        """Room for so many steps of every pair: keys [B, W, H, E, T, P], values [B, W, H, T, P, E].
-
-        Both lie as their products read them: with keys in the order of values, XLA on a CPU would
-        turn all of them round in every step.
-        """
+        """Room for so many steps of every pair, see `empty_keys_values`."""
         config = self.config
         width = config.model_size // config.heads
-        keys = jnp.zeros(
-            (batch, self.ways, config.heads, width, steps, pairs), config.activation_dtype
+        room = empty_keys_values(
+            batch, self.ways, pairs, steps, config.heads, width, config.activation_dtype
         )
         names = [f"layers_{layer}" for layer in range(config.decoder_layers)]
         if config.interaction == "top":
             names.append("top")
-        return {name: {"keys": keys, "values": jnp.moveaxis(keys, 3, 5)} for name in names}
+        return dict.fromkeys(names, room)
 
 
 def history_part(call: Call) -> jax.Array:

@@ -3,12 +3,14 @@
 Letters: B batch, W ways, T target steps, N tokens of a batch or of a chunk, D model, V vocabulary.
 """
 
+import dataclasses
 import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bidi.models.output import Output, project
 from bidi.training.chunks import scan_chunks
 
 
@@ -32,7 +34,7 @@ class LossSums:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
     states_BWTD: jax.Array,
-    output_VD: jax.Array,
+    output: Output,
     labels_BWT: jax.Array,
     weights_BWT: jax.Array,
     smoothing: float,
@@ -44,33 +46,34 @@ def cross_entropy(
 
     Args:
         states_BWTD: the decoder's last states, of any float dtype, which the products are made in.
-        output_VD: float32, the output's table: `states @ output.T` are the logits.
+        output: makes the logits of them, see `project`.
         labels_BWT: int32.
         weights_BWT: float32, 0 where there is no loss.
         smoothing: probability spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
 
     Returns:
         Sums over the batch; mean loss over both directions is `loss / tokens_W.sum()`. Only `loss`
-        has a gradient, with respect to states and table.
+        has a gradient, with respect to states and output.
     """
-    sums, _ = _in_chunks(states_BWTD, output_VD, labels_BWT, weights_BWT, smoothing, False)
+    sums, _ = _in_chunks(states_BWTD, output, labels_BWT, weights_BWT, smoothing, False)
     return sums
 
 
 def _forward(
     states_BWTD: jax.Array,
-    output_VD: jax.Array,
+    output: Output,
     labels_BWT: jax.Array,
     weights_BWT: jax.Array,
     smoothing: float,
 ) -> tuple[LossSums, tuple | None]:
-    return _in_chunks(states_BWTD, output_VD, labels_BWT, weights_BWT, smoothing, True)
+    return _in_chunks(states_BWTD, output, labels_BWT, weights_BWT, smoothing, True)
 
 
 def _backward(smoothing: float, gradient: tuple, cotangent: LossSums) -> tuple:
-    states_BWTD, output_VD = gradient
-    scale = cotangent.loss
-    return (states_BWTD * scale.astype(states_BWTD.dtype), output_VD * scale, None, None)
+    states_BWTD, output = jax.tree.map(
+        lambda leaf: leaf * cotangent.loss.astype(leaf.dtype), gradient
+    )
+    return states_BWTD, output, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)
@@ -78,39 +81,44 @@ cross_entropy.defvjp(_forward, _backward)
 
 def _in_chunks(
     states_BWTD: jax.Array,
-    output_VD: jax.Array,
+    output: Output,
     labels_BWT: jax.Array,
     weights_BWT: jax.Array,
     smoothing: float,
     with_gradient: bool,
-) -> tuple[LossSums, tuple[jax.Array, jax.Array] | None]:
-    """The sums, and the gradient of their loss by states and table if asked for."""
-    typed_VD = output_VD.astype(states_BWTD.dtype)
+) -> tuple[LossSums, tuple[jax.Array, Output] | None]:
+    """The sums, and the gradient of their loss by states and output if asked for."""
+    typed = dataclasses.replace(output, table_VD=output.table_VD.astype(states_BWTD.dtype))
 
-    def add_chunk(output_gradient_VD, chunk):
-        states_ND, labels_N, weights_N = chunk
+    def add_chunk(gradient, chunk):
+        states_ND, labels_N, weights_N, example_N = chunk
+        output_of_chunk = typed.of_states(example_N)
+        table_VD, prior = output_of_chunk.table_VD, output_of_chunk.prior
         terms, logits_gradient_NV = _chunk_loss(
-            states_ND, labels_N, weights_N, typed_VD, smoothing, with_gradient
+            states_ND, labels_N, weights_N, output_of_chunk, smoothing, with_gradient
         )
         if logits_gradient_NV is None:
-            return output_gradient_VD, (terms, None)
-        logits_gradient_NV = logits_gradient_NV.astype(typed_VD.dtype)
-        states_gradient_ND = logits_gradient_NV @ typed_VD
-        of_chunk_VD = jax.lax.dot_general(
+            return gradient, (terms, None)
+        prior_gradient = prior and prior.gradient(logits_gradient_NV)
+        logits_gradient_NV = logits_gradient_NV.astype(table_VD.dtype)
+        states_gradient_ND = logits_gradient_NV @ table_VD
+        table_gradient_VD = jax.lax.dot_general(
             logits_gradient_NV,
             states_ND,
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        return output_gradient_VD + of_chunk_VD, (terms, states_gradient_ND)
+        added = Output(table_gradient_VD, prior_gradient)
+        return jax.tree.map(jnp.add, gradient, added), (terms, states_gradient_ND)
 
-    first = jnp.zeros_like(output_VD) if with_gradient else None
+    first = jax.tree.map(jnp.zeros_like, output.learned()) if with_gradient else None
     tokens = (
         states_BWTD.reshape(-1, states_BWTD.shape[-1]),
         labels_BWT.reshape(-1),
         weights_BWT.reshape(-1),
+        output.example(),
     )
-    output_gradient_VD, (terms, states_gradient_ND) = scan_chunks(add_chunk, first, tokens)
+    output_gradient, (terms, states_gradient_ND) = scan_chunks(add_chunk, first, tokens)
     loss_BWT, nll_BWT, correct_BWT = (term.reshape(labels_BWT.shape) for term in terms)
     sums = LossSums(
         loss=loss_BWT.sum(),
@@ -118,24 +126,22 @@ def _in_chunks(
         correct_W=correct_BWT.sum(axis=(0, 2)),
         tokens_W=weights_BWT.sum(axis=(0, 2)),
     )
-    if output_gradient_VD is None:
+    if output_gradient is None:
         return sums, None
-    return sums, (states_gradient_ND.reshape(states_BWTD.shape), output_gradient_VD)
+    return sums, (states_gradient_ND.reshape(states_BWTD.shape), output_gradient)
 
 
 def _chunk_loss(
     states_ND: jax.Array,
     labels_N: jax.Array,
     weights_N: jax.Array,
-    output_VD: jax.Array,
+    output: Output,
     smoothing: float,
     with_gradient: bool,
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
     """Weighted loss, likelihood and hits of each token; the loss's gradient by logits [N, V]."""
-    logits_NV = jax.lax.dot_general(
-        states_ND, output_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    vocabulary = output_VD.shape[0]
+    logits_NV = project(states_ND, output)
+    vocabulary = logits_NV.shape[-1]
     highest_N1 = logits_NV.max(axis=-1, keepdims=True)
     unnormalised_NV = jnp.exp(logits_NV - highest_N1)
     total_N = unnormalised_NV.sum(axis=-1)

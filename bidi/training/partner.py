@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from bidi.data.partner import Partner
 from bidi.data.vocabulary import FIRST_TEXT_ID
-from bidi.models.transformer import Batch, Transformer, project
+from bidi.models.model import Batch, Model, most_examples
+from bidi.models.output import Output, project
 from bidi.training.chunks import scan_chunks
 
 
@@ -33,9 +34,9 @@ class Update:
 
 
 def beside_guesses(
-    partner: Partner, model: Transformer, params: dict, batch: Batch, update: Update | None
-) -> tuple[jax.Array, jax.Array]:
-    """Both passes, over sources that are encoded once; like `Transformer.unprojected`.
+    partner: Partner, model: Model, params: dict, batch: Batch, update: Update | None
+) -> tuple[jax.Array, Output]:
+    """Both passes, over sources that are encoded once; like `Model.unprojected`.
 
     Args:
         partner: what is mixed with the guesses, and when.
@@ -45,7 +46,7 @@ def beside_guesses(
         update: None for no dropout, guesses throughout, and nothing corrupted.
 
     Returns:
-        States [B, W, T, D] and the output's table [V, D].
+        States [B, W, T, D] and what makes logits of them.
     """
 
     def apply(number, params, *arguments, **options):
@@ -53,27 +54,28 @@ def beside_guesses(
         train = update is not None
         return model.apply({"params": params}, *arguments, **options, train=train, rngs=rngs)
 
-    source = apply(0, params, batch, method="start")
+    source = apply(0, params, batch, examples=most_examples(batch), method="start")
     still = jax.lax.stop_gradient((params, source))
-    states_BWTD, output_VD = apply(1, *still, batch, interact=False, method="unprojected_of")
-    shown_BWT = inputs_of(guess(states_BWTD, output_VD), batch)
+    states_BWTD, output = apply(1, *still, batch, interact=False, method="unprojected_of")
+    shown_BWT = inputs_of(guess(states_BWTD, output), batch)
     if update is not None:
         share = share_of_guesses(partner, update.number)
         rng = jax.random.fold_in(update.rng, 2)
-        shown_BWT = mixed(shown_BWT, batch, share, partner.corrupted, len(output_VD), rng)
+        vocabulary = len(output.table_VD)
+        shown_BWT = mixed(shown_BWT, batch, share, partner.corrupted, vocabulary, rng)
     return apply(3, params, source, batch, shown_BWT, method="unprojected_beside")
 
 
-def guess(states_BWTD: jax.Array, output_VD: jax.Array) -> jax.Array:
+def guess(states_BWTD: jax.Array, output: Output) -> jax.Array:
     """The likeliest text of each state, int32 [B, W, T]; never a marker: the stream would end."""
-    text_VD = output_VD[FIRST_TEXT_ID:]
 
-    def of_chunk(_, states_ND):
-        logits_NV = project(states_ND, text_VD)
-        return None, jnp.argmax(logits_NV, axis=-1).astype(jnp.int32) + FIRST_TEXT_ID
+    def of_chunk(_, chunk):
+        states_ND, example_N = chunk
+        text_logits_NV = project(states_ND, output.of_states(example_N))[:, FIRST_TEXT_ID:]
+        return None, jnp.argmax(text_logits_NV, axis=-1).astype(jnp.int32) + FIRST_TEXT_ID
 
-    states_ND = states_BWTD.reshape(-1, states_BWTD.shape[-1])
-    return scan_chunks(of_chunk, None, states_ND)[1].reshape(states_BWTD.shape[:-1])
+    tokens = states_BWTD.reshape(-1, states_BWTD.shape[-1]), output.example()
+    return scan_chunks(of_chunk, None, tokens)[1].reshape(states_BWTD.shape[:-1])
 
 
 def is_text(batch: Batch) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from bidi.data.partner import Partner
-from bidi.models.transformer import Transformer
+from bidi.models.model import Model
 from bidi.training.loss import LossSums, cross_entropy
 from bidi.training.partner import Update, beside_guesses
 
@@ -41,14 +41,14 @@ class Trainer:
     """What an update is made of; static, shared by all updates.
 
     Attributes:
-        model: see `bidi.models.transformer.Transformer`.
+        model: see `bidi.models.model.Model`.
         optimizer: see `bidi.training.optimizer.OptimizerConfig.make`.
         partner: what a stream reads of the other.
         label_smoothing: see `cross_entropy`.
         ema_decay: of the moving average; 0 keeps none.
     """
 
-    model: Transformer
+    model: Model
     optimizer: optax.GradientTransformation
     partner: Partner
     label_smoothing: float
@@ -117,19 +117,19 @@ class Trainer:
         Predicted partners are guesses throughout, whatever the schedule, and none is corrupted: of
         all that training shows this is nearest to what search meets, and it chooses checkpoints.
         """
-        states_BWTD, output_VD = self._unprojected(params, batch, None)
-        sums = cross_entropy(states_BWTD, output_VD, batch["labels"], batch["weights"], 0.0)
+        states_BWTD, output = self._unprojected(params, batch, None)
+        sums = cross_entropy(states_BWTD, output, batch["labels"], batch["weights"], 0.0)
         return sums if axis is None else jax.lax.psum(sums, axis)
 
     def _loss(self, params: dict, batch: Batch, update: Update) -> tuple[jax.Array, LossSums]:
-        states_BWTD, output_VD = self._unprojected(params, batch, update)
+        states_BWTD, output = self._unprojected(params, batch, update)
         sums = cross_entropy(
-            states_BWTD, output_VD, batch["labels"], batch["weights"], self.label_smoothing
+            states_BWTD, output, batch["labels"], batch["weights"], self.label_smoothing
         )
         return sums.loss, sums
 
     def _unprojected(self, params: dict, batch: Batch, update: Update | None) -> Any:
-        """What `Transformer.unprojected` gives, beside the partner; no update is a validation."""
+        """What `Model.unprojected` gives, beside the partner; no update is a validation."""
         if self.partner.kind == "predicted":
             return beside_guesses(self.partner, self.model, params, batch, update)
         rngs = None if update is None else {"dropout": update.rng}

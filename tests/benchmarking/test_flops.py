@@ -11,7 +11,8 @@ from jax.extend import core
 from bidi.benchmarking.flops import Shape, forward_flops, update_flops
 from bidi.data.partner import Partner
 from bidi.models.config import TransformerConfig
-from bidi.models.transformer import Transformer, project
+from bidi.models.output import project
+from bidi.models.transformer import Transformer
 from bidi.training.partner import beside_guesses
 
 SHAPE = Shape(rows=2, source_length=5, target_length=7, ways=2, vocabulary=13)

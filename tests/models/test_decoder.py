@@ -238,7 +238,7 @@ def test_the_source_is_never_copied_for_pairs(own):
     # [B, G, H, E, S] and [B, G, H, S, E]
     leading = (batch, 2 if own else 1, 2)
     shapes = [(*leading, size // 2, 40), (*leading, 40, size // 2)]
-    assert [x.shape for x in jax.tree.leaves(source.keys_values)] == shapes * 2
+    assert [x.shape for x in jax.tree.leaves(source.encoded.keys_values)] == shapes * 2
 
     def step(params, source):
         apply = functools.partial(model.apply, {"params": params})

@@ -16,7 +16,7 @@ from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.pseudo import BesidePseudo
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
-from bidi.models.transformer import project
+from bidi.models.output import project
 from bidi.training.loss import cross_entropy
 from tests.models import tiny
 
@@ -91,9 +91,9 @@ BATCHES = BatchConfig(rows=9, source_length=12, target_length=12)
 @functools.partial(tiny.quick_jit, static_argnames="model")
 def _loss_and_gradient(model, params, batch):
     def loss(params):
-        states_BWTD, output_VD = model.apply({"params": params}, batch, method="unprojected")
-        sums = cross_entropy(states_BWTD, output_VD, batch["labels"], batch["weights"], 0.1)
-        return sums.loss, (sums, project(states_BWTD, output_VD))
+        states_BWTD, output = model.apply({"params": params}, batch, method="unprojected")
+        sums = cross_entropy(states_BWTD, output, batch["labels"], batch["weights"], 0.1)
+        return sums.loss, (sums, project(states_BWTD, output))
 
     (_, (sums, logits_BWTV)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     return sums, logits_BWTV, jax.nn.log_softmax(logits_BWTV), gradient

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidi.data.vocabulary import FIRST_TEXT_ID
-from bidi.models.config import TransformerConfig
-from bidi.models.transformer import Transformer, project
+from bidi.models.config import RecurrentConfig, TransformerConfig
+from bidi.models.model import Model
+from bidi.models.output import project
+from bidi.models.recurrent import Recurrent
+from bidi.models.transformer import Transformer
 
 # XLA compiles these models in a quarter of the time if it optimises nothing.
 quick_jit = functools.partial(
@@ -22,8 +25,11 @@ quick_jit = functools.partial(
 TARGETS, SOURCES = 13, 11  # sizes of the vocabularies
 
 
-def make_model(ways: int = 2, **config) -> Transformer:
+def make_model(ways: int = 2, recurrent: bool = False, joint: bool = False, **config) -> Model:
     """A model whose future term is too large to be overlooked; no encoder layers, for speed."""
+    if recurrent:
+        shape = RecurrentConfig(**({"encoder_layers": 1, "model_size": 8, "heads": 2} | config))
+        return Recurrent(shape, ways, TARGETS, None if joint else SOURCES)
     tiny = {
         "encoder_layers": 0,
         "decoder_layers": 2,
@@ -32,10 +38,11 @@ def make_model(ways: int = 2, **config) -> Transformer:
         "feedforward_size": 12,
         "fusion_weight": 0.8,
     }
-    return Transformer(TransformerConfig(**(tiny | config)), ways, TARGETS, SOURCES)
+    shape = TransformerConfig(**(tiny | config))
+    return Transformer(shape, ways, TARGETS, None if joint else SOURCES)
 
 
-def random_params(model: Transformer, seed: int = 0) -> dict:
+def random_params(model: Model, seed: int = 0) -> dict:
     """Parameters none of which is at the 0 or 1 where `init` puts biases and scales."""
     rng = np.random.default_rng(seed)
     streams = np.ones((1, model.ways, 1), np.int32)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bidi.models.output import Output
 from bidi.training import chunks
 from bidi.training.loss import cross_entropy
 from tests.training.tiny import assert_trees_close
@@ -26,7 +27,7 @@ V = 7
 @functools.partial(jax.jit, static_argnums=3)
 def loss_of(logits_BWTV, labels_BWT, weights_BWT, smoothing):
     """The loss of given logits: states that an identity projects."""
-    return cross_entropy(logits_BWTV, jnp.eye(V), labels_BWT, weights_BWT, smoothing)
+    return cross_entropy(logits_BWTV, Output(jnp.eye(V)), labels_BWT, weights_BWT, smoothing)
 
 
 gradient_of = jax.jit(jax.grad(lambda *arguments: loss_of(*arguments).loss), static_argnums=3)
@@ -149,7 +150,7 @@ def test_chunks_change_nothing(chunk_tokens, monkeypatch):
     output_VD = rng.normal(size=(V, 4)).astype(np.float32)
 
     def scaled_loss(states_BWTD, output_VD):
-        return 3 * cross_entropy(states_BWTD, output_VD, labels_BWT, weights_BWT, 0.1).loss
+        return 3 * cross_entropy(states_BWTD, Output(output_VD), labels_BWT, weights_BWT, 0.1).loss
 
     expected, gradients = jax.value_and_grad(plain_loss, argnums=(0, 1))(
         states_BWTD, output_VD, labels_BWT, weights_BWT
@@ -169,7 +170,7 @@ def test_logits_never_exist_whole(monkeypatch):
     states_BWTD, output_VD = jnp.ones((*SHAPE, 4)), jnp.ones((V, 4))
 
     def loss(states_BWTD, output_VD):
-        return cross_entropy(states_BWTD, output_VD, labels_BWT, weights_BWT, 0.1).loss
+        return cross_entropy(states_BWTD, Output(output_VD), labels_BWT, weights_BWT, 0.1).loss
 
     program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(states_BWTD, output_VD))
     sizes = {

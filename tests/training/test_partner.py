@@ -16,7 +16,8 @@ from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
-from bidi.models.transformer import Transformer, project
+from bidi.models.output import Output, Prior, project
+from bidi.models.transformer import Transformer
 from bidi.training import chunks
 from bidi.training import partner as partner_module
 from bidi.training.partitioner import Pmap
@@ -35,6 +36,7 @@ from tests.training.tiny import assert_trees_close, assert_trees_equal
 # With these, interaction would change what is guessed.
 LAYERS = {"interaction": "layers", "fusion": "concat", "own_decoders": True}
 TOP = {"interaction": "top", "fusion": "concat", "norm": "post", "tied_embeddings": False}
+RECURRENT = {"interaction": "top", "recurrent": True}
 STREAMS = Streams("both")
 PAIRS = tiny.random_pairs(9)
 GOLD, PREDICTED = Partner("gold"), Partner("predicted")
@@ -69,7 +71,7 @@ def test_there_are_borders_within_rows():
     assert len(list(examples(PACKED))) == len(list(examples(ALONE))) == len(PAIRS)
 
 
-@pytest.mark.parametrize("config", [LAYERS, TOP], ids=["layers", "top"])
+@pytest.mark.parametrize("config", [LAYERS, TOP, RECURRENT], ids=["layers", "top", "recurrent"])
 def test_two_passes_by_hand(config):
     model = tiny.make_model(**config)
     params = tiny.random_params(model)
@@ -94,8 +96,9 @@ def test_two_passes_by_hand(config):
         np.testing.assert_allclose(found[:, way], second[:, way, way], atol=1e-4)
 
 
-def test_packing_changes_no_prediction():
-    model = tiny.make_model(**LAYERS)
+@pytest.mark.parametrize("config", [LAYERS, RECURRENT], ids=["layers", "recurrent"])
+def test_packing_changes_no_prediction(config):
+    model = tiny.make_model(**config, joint=True, copy_prior=True)
     params = tiny.random_params(model)
     by_example = []
     for batch in (PACKED, ALONE):
@@ -115,10 +118,23 @@ def test_guesses_are_the_likeliest_text_whatever_the_chunks(monkeypatch):
     table = rng.standard_normal((9, 4)).astype(np.float32)
     table[EOS] = 100 * states[0, 0, 0]  # the likeliest of all in one place at least
     logits = states @ table.T
-    found = guess(states, table)
+    found = guess(states, Output(table))
     assert found.dtype == np.int32
     assert (logits.argmax(-1) < FIRST_TEXT_ID).any()
     np.testing.assert_array_equal(found, FIRST_TEXT_ID + logits[..., FIRST_TEXT_ID:].argmax(-1))
+
+
+def test_guesses_are_likelier_where_the_source_has_them(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 7)
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((2, 2, 5, 4)).astype(np.float32)
+    table, scale, bias = (rng.standard_normal(shape) for shape in ((9, 4), 9, 9))
+    occurs, example = rng.random((3, 9)) < 0.5, rng.integers(3, size=(2, 2, 5))
+    logits = states @ table.T + 5 * (bias + occurs[example] * scale)
+    prior = Prior(*map(jnp.array, (5 * scale, 5 * bias, occurs, example)))
+    found = guess(states, Output(jnp.array(table), prior))
+    np.testing.assert_array_equal(found, FIRST_TEXT_ID + logits[..., FIRST_TEXT_ID:].argmax(-1))
+    assert (found != guess(states, Output(jnp.array(table)))).any()
 
 
 @pytest.mark.parametrize("layout", ["whole", "halves"])
@@ -194,12 +210,11 @@ def first_state(trainer, step=0):
 
 def test_an_update_mixes_by_its_number_and_validation_does_not(monkeypatch):
     """What is shown, in place of what is made of it; the sources are read without dropout."""
+    start = Transformer.start
     monkeypatch.setattr(
         Transformer,
         "start",
-        lambda self, batch, train: self.encode(
-            batch["source"], batch["source_segments"], batch["source_positions"]
-        ),
+        lambda self, batch, train, examples: start(self, batch, False, examples),
     )
     monkeypatch.setattr(
         Transformer, "unprojected_beside", lambda self, source, batch, shown, train: shown
@@ -240,8 +255,8 @@ def test_no_gradient_comes_by_guesses(monkeypatch):
     def _(primals, tangents):
         raise AssertionError(f"{primals} has a gradient")
 
-    def watched(states_BWTD, output_VD):
-        return guess(never_differentiated(states_BWTD), never_differentiated(output_VD))
+    def watched(states_BWTD, output):
+        return guess(never_differentiated(states_BWTD), never_differentiated(output))
 
     monkeypatch.setattr(partner_module, "guess", watched)
     model = make_trainer(PREDICTED, 0.0).model

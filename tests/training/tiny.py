@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from bidi.models.output import Output, project
+
 VOCABULARY, WAYS, LENGTH = 11, 2, 12
 # Target tokens of each of 16 rows: very different, so that a mean of means is far from the mean.
 TOKENS = (1, 12, 0, 3, 12, 1, 1, 7, 2, 2, 12, 12, 1, 1, 9, 0)
@@ -18,8 +20,7 @@ class Bigram(nn.Module):
     dropout: float = 0.0
 
     def __call__(self, batch, train=False):
-        states_BWTD, output_VD = self.unprojected(batch, train)
-        return states_BWTD @ output_VD.T
+        return project(*self.unprojected(batch, train))
 
     @nn.compact
     def unprojected(self, batch, train=False):
@@ -28,7 +29,7 @@ class Bigram(nn.Module):
         source_BD = embed(batch["source"]).mean(axis=1)
         x_BWTD = embed(batch["inputs"]) + source_BD[:, None, None]
         x_BWTD = nn.Dropout(self.dropout, deterministic=not train)(x_BWTD)
-        return nn.tanh(x_BWTD - 2.0), self.param("output", init, (VOCABULARY, 6))
+        return nn.tanh(x_BWTD - 2.0), Output(self.param("output", init, (VOCABULARY, 6)))
 
 
 def make_batch(seed: int, tokens=TOKENS) -> dict[str, np.ndarray]:

@@ -1,0 +1,274 @@
+"""What training, search and evaluation ask of a model, whatever its encoder and decoder are.
+
+One decoder serves training (whole streams, P = 1), rescoring (whole streams, P candidates) and
+search (one step with a cache).
+
+Letters: B batch, P pairs, W ways, S source steps, T target steps, E examples of a row, D model,
+V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from bidi.models.config import ModelConfig
+from bidi.models.output import CopyPrior, Output, project, tokens_of
+
+Batch = dict[str, jax.Array]
+Cache = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Source:
+    """A batch of sources, read.
+
+    Attributes:
+        encoded: what the model's decoder reads of them; first axis B.
+        occurs_BEV: see `output.tokens_of`; None for a model without `CopyPrior`.
+    """
+
+    encoded: Any
+    occurs_BEV: jax.Array | None
+
+
+def most_examples(batch: Batch) -> int:
+    """No row holds more: an example takes a step of the source and of the target at least."""
+    return min(batch["source"].shape[-1], batch["inputs"].shape[-1])
+
+
+class Model(nn.Module):
+    """Writes pairs of streams that may read each other.
+
+    Attributes:
+        config: the shape of the model.
+        ways: W, directions that the decoder writes.
+        target_vocabulary: V.
+        source_vocabulary: size of the source's own vocabulary; None where the vocabulary is joint.
+    """
+
+    config: ModelConfig
+    ways: int
+    target_vocabulary: int
+    source_vocabulary: int | None = None
+
+    def setup(self):
+        if self.config.copy_prior:
+            self.prior = CopyPrior(self.target_vocabulary)
+
+    def __call__(self, batch: Batch, train: bool = False, interact: bool = True) -> jax.Array:
+        """Logits of the labels.
+
+        Args:
+            batch: the batch dict of DESIGN: `source`, `source_segments`, `source_positions`
+                [B, S], `inputs`, `segments`, `positions` [B, W, T], all int32.
+            train: whether dropout is on; then needs the rng `dropout`.
+            interact: False lets the streams of an interacting model run alone.
+
+        Returns:
+            float32 [B, W, T, V].
+        """
+        return project(*self.unprojected(batch, train, interact))
+
+    def unprojected(
+        self, batch: Batch, train: bool = False, interact: bool = True
+    ) -> tuple[jax.Array, Output]:
+        """`__call__` short of the last product, for a loss that never holds all logits.
+
+        Returns:
+            States [B, W, T, D] in the activations' dtype, and what makes logits of them, see
+            `output.project`.
+        """
+        source = self.start(batch, train, most_examples(batch))
+        return self.unprojected_of(source, batch, train, interact)
+
+    def unprojected_of(
+        self, source: Source, batch: Batch, train: bool = False, interact: bool = True
+    ) -> tuple[jax.Array, Output]:
+        """`unprojected`, of sources that are read already."""
+        inputs_B1WT, segments_B1WT, positions_B1WT = (
+            batch[key][:, None] for key in ("inputs", "segments", "positions")
+        )
+        states_B1WTD = self.states(
+            source.encoded, inputs_B1WT, segments_B1WT, positions_B1WT, train, interact
+        )
+        return self._prepared(source, states_B1WTD[:, 0], batch["segments"])
+
+    def unprojected_beside(
+        self,
+        source: Source,
+        batch: Batch,
+        partner_inputs_BWT: jax.Array,
+        train: bool = False,
+    ) -> tuple[jax.Array, Output]:
+        """`unprojected_of`, where each stream reads another version of the other stream.
+
+        Two pairs of streams run: the first direction's own stream beside the second's partner, and
+        the reverse. The states given back are those of the own streams, which see nothing of each
+        other. As in search, a partner reads the stream that it is a partner of.
+
+        Args:
+            source: see `start`.
+            batch: the batch dict, of two directions that interact.
+            partner_inputs_BWT: int32, what way w reads where it is the other's partner; of the same
+                segments and positions as `inputs`.
+            train: as for `__call__`.
+        """
+        is_own_1PW1 = jnp.eye(2, dtype=bool)[None, :, :, None]
+        inputs_BPWT = jnp.where(is_own_1PW1, batch["inputs"][:, None], partner_inputs_BWT[:, None])
+        segments_BPWT, positions_BPWT = (
+            jnp.repeat(batch[key][:, None], 2, axis=1) for key in ("segments", "positions")
+        )
+        states_B1WTD = self.states(
+            source.encoded,
+            inputs_BPWT,
+            segments_BPWT,
+            positions_BPWT,
+            train,
+            interact=True,
+            own_only=True,
+        )
+        return self._prepared(source, states_B1WTD[:, 0], batch["segments"])
+
+    def start(self, batch: Batch, train: bool = False, examples: int | None = None) -> Source:
+        """Reads a batch dict's sources, once for all that is written of them.
+
+        Args:
+            batch: its targets are not looked at.
+            train: as for `__call__`.
+            examples: static, the most that a row holds, where that is known to be less than S.
+        """
+        tokens_BS, segments_BS = batch["source"], batch["source_segments"]
+        examples = tokens_BS.shape[1] if examples is None else examples
+        encoded = self.encode(tokens_BS, segments_BS, batch["source_positions"], train, examples)
+        occurs_BEV = None
+        if self.config.copy_prior:
+            occurs_BEV = tokens_of(tokens_BS, segments_BS, examples, self.target_vocabulary)
+        return Source(encoded, occurs_BEV)
+
+    def decode(
+        self,
+        source: Source,
+        inputs_BPWT: jax.Array,
+        segments_BPWT: jax.Array,
+        positions_BPWT: jax.Array,
+        train: bool = False,
+        interact: bool = True,
+    ) -> jax.Array:
+        """Prices whole streams: float32 logits [B, P, W, T, V]."""
+        states_BPWTD = self.states(
+            source.encoded, inputs_BPWT, segments_BPWT, positions_BPWT, train, interact
+        )
+        return project(*self._prepared(source, states_BPWTD, segments_BPWT))
+
+    def decode_step(
+        self,
+        source: Source,
+        cache: Cache,
+        tokens_BPW: jax.Array,
+        step_B: jax.Array,
+        origins_BPWT: jax.Array,
+        interact: bool = True,
+        combined: int | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Prices the tokens after `tokens_BPW`, the `step_B`-th of their streams.
+
+        Args:
+            source: of each row, which holds one example; see `start`.
+            cache: what was written at the steps before, see `empty_cache`.
+            tokens_BPW: int32, the last tokens of the streams.
+            step_B: int32, their place.
+            origins_BPWT: int32, the pair in whose place each step of a stream was written; at
+                `step_B` its own.
+            interact: as for `__call__`.
+            combined: static, K if the pairs are all combinations of K streams of each way, see
+                `Pairing`: what makes no use of it computes each pair by itself.
+
+        Returns:
+            Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.
+        """
+        states_BPWD, cache = self.step(
+            source.encoded, cache, tokens_BPW, step_B, origins_BPWT, interact, combined
+        )
+        with jax.named_scope("projection"):
+            prepared = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
+            return nn.log_softmax(project(*prepared)), cache
+
+    def smallest_batch(self) -> Batch:
+        """A batch dict of one empty row: parameters do not depend on its lengths."""
+        source_11, target_1W1 = (
+            jnp.zeros((1, 1), jnp.int32),
+            jnp.zeros((1, self.ways, 1), jnp.int32),
+        )
+        return {
+            **dict.fromkeys(("source", "source_segments", "source_positions"), source_11),
+            **dict.fromkeys(("inputs", "segments", "positions"), target_1W1),
+        }
+
+    @property
+    def interacts(self) -> bool:
+        """Whether the streams can read each other."""
+        return self.ways == 2 and self.config.interaction != "none"
+
+    def encode(
+        self,
+        source_BS: jax.Array,
+        segments_BS: jax.Array,
+        positions_BS: jax.Array,
+        train: bool,
+        examples: int,
+    ) -> Any:
+        """What the decoder reads of the sources; a row holds at most so many examples."""
+        raise NotImplementedError
+
+    def states(
+        self,
+        encoded: Any,
+        inputs_BPWT: jax.Array,
+        segments_BPWT: jax.Array,
+        positions_BPWT: jax.Array,
+        train: bool,
+        interact: bool,
+        own_only: bool = False,
+    ) -> jax.Array:
+        """Whole streams to the states [B, P, W, T, D] from which labels are predicted.
+
+        If `own_only`, of pair w only the stream of way w is wanted: [B, 1, W, T, D].
+        """
+        raise NotImplementedError
+
+    def step(
+        self,
+        encoded: Any,
+        cache: Cache,
+        tokens_BPW: jax.Array,
+        step_B: jax.Array,
+        origins_BPWT: jax.Array,
+        interact: bool,
+        combined: int | None,
+    ) -> tuple[jax.Array, Cache]:
+        """`decode_step` as far as the states, [B, P, W, D]."""
+        raise NotImplementedError
+
+    def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
+        """A cache for `decode_step`: room for so many steps of every pair; `combined` as there."""
+        raise NotImplementedError
+
+    def output_table(self) -> jax.Array:
+        """float32 [V, D]: logits are its product with the states."""
+        raise NotImplementedError
+
+    def _prepared(
+        self, source: Source, states: jax.Array, segments: jax.Array
+    ) -> tuple[jax.Array, Output]:
+        """States [B, ..., D] of these segments [B, ...] and what makes logits of them."""
+        if source.occurs_BEV is None:
+            return states, Output(self.output_table())
+        rows, examples, _ = source.occurs_BEV.shape
+        rows_B = jnp.arange(rows).reshape(-1, *(1,) * (segments.ndim - 1))
+        # Where nothing is read, whatever is predicted does not count.
+        example = rows_B * examples + jnp.clip(segments - 1, 0, examples - 1)
+        states, prior = self.prior(states, source.occurs_BEV, example)
+        return states, Output(self.output_table(), prior)
