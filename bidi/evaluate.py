@@ -108,7 +108,7 @@ def _measure_leak(models: Trained) -> None:
     if not generator.interacts:
         raise verb.UserError(
             f"--leak: the streams of --workdir={models.workdir} do not read each other "
-            "(Transformer.interaction, Streams.ways), so nothing can leak"
+            f"({models.experiment.model.name}.interaction, Streams.ways), so nothing can leak"
         )
     leak_report.require_matplotlib()  # Before the search: it may take long.
     examples = Prepared.open(models.experiment.data.directory).examples(_SPLIT.value)

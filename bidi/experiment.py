@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+import gin
+
 from bidi import config
 from bidi.data.folds import WithoutFold
 from bidi.data.partner import Partner
@@ -13,7 +15,9 @@ from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
-from bidi.models.config import TransformerConfig
+from bidi.models.config import ModelConfig, RecurrentConfig, TransformerConfig
+from bidi.models.model import Model
+from bidi.models.recurrent import Recurrent
 from bidi.models.transformer import Transformer
 from bidi.search.beam_search import SearchConfig
 from bidi.training.config import TrainingConfig
@@ -23,20 +27,25 @@ from bidi.training.step import Trainer
 CONFIG_FILE = "config.gin"
 
 
+@gin.configurable("Experiment")
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What `build` makes of the gin files; each part's own docstring describes it."""
+    """What `build` makes of the gin files; each part's own docstring describes it.
+
+    Attributes:
+        model: `@Transformer()` or `@Recurrent()`. All other parts are there by themselves.
+    """
 
     data: DataConfig
     streams: Streams
     partner: Partner
     batches: BatchConfig
-    model: TransformerConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
     search: SearchConfig
     agreement: AgreementConfig
     evaluation: EvaluationConfig
+    model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
 
     def pairs(self, prepared: Prepared, split: str) -> PairSource:
         """The pairs to train (`train`) or validate on, with what the partner needs.
@@ -50,15 +59,31 @@ class Experiment:
             return WithoutFold(pairs, *self.training.hold_out)
         return pairs
 
-    def make_model(self, source: Vocabulary, target: Vocabulary) -> Transformer:
+    def make_model(self, source: Vocabulary, target: Vocabulary) -> Model:
         """The model, for these vocabularies."""
-        joint = self.data.target_vocabulary is None
-        return Transformer(
-            config=self.model,
-            ways=len(self.streams.directions),
-            target_vocabulary=target.size,
-            source_vocabulary=None if joint else source.size,
-        )
+        sizes = target.size, None if self.joint_vocabulary else source.size
+        ways = len(self.streams.directions)
+        if isinstance(self.model, RecurrentConfig):
+            return Recurrent(self.model, ways, *sizes)
+        return Transformer(self.model, ways, *sizes)
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """The model's shape, for what knows of Transformers only.
+
+        Raises:
+            ConfigError: it is another model.
+        """
+        if not isinstance(self.model, TransformerConfig):
+            raise config.ConfigError(
+                f"Experiment.model = @{self.model.name}(), but this is for @Transformer() only"
+            )
+        return self.model
+
+    @property
+    def joint_vocabulary(self) -> bool:
+        """Whether source and target have one vocabulary."""
+        return self.data.target_vocabulary is None
 
     def make_trainer(self, source: Vocabulary, target: Vocabulary) -> Trainer:
         """What an update is made of, for these vocabularies."""
@@ -78,7 +103,6 @@ def build() -> Experiment:
         streams=Streams(),
         partner=Partner(),
         batches=BatchConfig(),
-        model=TransformerConfig(),
         optimizer=OptimizerConfig(),
         training=TrainingConfig(),
         search=SearchConfig(),
@@ -87,6 +111,7 @@ def build() -> Experiment:
     )
     _check_directions(experiment)
     _check_partner(experiment)
+    _check_prior(experiment)
     return experiment
 
 
@@ -94,16 +119,17 @@ def _check_directions(experiment: Experiment) -> None:
     """Whether the streams, the model and the search fit together."""
     streams, search = experiment.streams, experiment.search
     interaction = experiment.model.interaction
+    setting = f"{experiment.model.name}.interaction = {interaction!r}"
     search.make_coupling(len(streams.directions))
     if streams.ways != "both" and interaction != "none":
         raise ValueError(
-            f"Transformer.interaction = {interaction!r} needs two directions, but Streams.ways = "
-            f"{streams.ways!r}; use 'both', or interaction 'none'"
+            f"{setting} needs two directions, but Streams.ways = {streams.ways!r}; use 'both', or "
+            "interaction 'none'"
         )
     if search.coupling != "none" and interaction == "none":
         raise ValueError(
             f"Search.coupling = {search.coupling!r} couples streams that read each other, but "
-            "Transformer.interaction = 'none'; use coupling 'none'"
+            f"{setting}; use coupling 'none'"
         )
     if streams.layout == "halves" and streams.ways != "both":
         raise ValueError(
@@ -123,12 +149,22 @@ def _check_partner(experiment: Experiment) -> None:
     if kind != "gold" and experiment.model.interaction == "none":
         raise ValueError(
             f"Partner.kind = {kind!r} is for streams that read each other, but "
-            "Transformer.interaction = 'none'; use kind 'gold'"
+            f"{experiment.model.name}.interaction = 'none'; use kind 'gold'"
         )
     if kind == "pseudo" and experiment.streams.layout == "halves":
         raise ValueError(
             "Partner.kind = 'pseudo' is for whole streams, but Streams.layout = 'halves', which "
             "show no labels; use kind 'gold'"
+        )
+
+
+def _check_prior(experiment: Experiment) -> None:
+    """Whether words of the source are words of the target."""
+    if experiment.model.copy_prior and not experiment.joint_vocabulary:
+        raise ValueError(
+            f"{experiment.model.name}.copy_prior = True makes the source's tokens likelier in the "
+            "output, but Data.target_vocabulary is a vocabulary of its own; leave it out, so that "
+            "there is a joint one, or set copy_prior = False"
         )
 
 

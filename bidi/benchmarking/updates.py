@@ -37,7 +37,7 @@ def l2r_alone(experiment: Experiment) -> Experiment:
         experiment,
         streams=dataclasses.replace(experiment.streams, ways="l2r"),
         partner=GOLD,
-        model=dataclasses.replace(experiment.model, interaction="none", own_decoders=False),
+        model=dataclasses.replace(experiment.transformer, interaction="none", own_decoders=False),
         search=dataclasses.replace(experiment.search, coupling="none"),
     )
 
@@ -84,7 +84,7 @@ class Updates:
         )
         self._rng = jax.random.key(config.seed)
         self.flops = flops.update_flops(
-            experiment.model,
+            experiment.transformer,
             flops.Shape(
                 rows=experiment.batches.rows,
                 source_length=experiment.batches.source_length,
@@ -204,7 +204,7 @@ def system_report(
 ) -> dict[str, Any]:
     """What the rounds say of one system; `rates` are the products' of the same rounds."""
     flops_per_second = [system.flops / one.seconds for one in taken]
-    peak = peak_flops(jax.local_devices()[0].device_kind, experiment.model.dtype)
+    peak = peak_flops(jax.local_devices()[0].device_kind, experiment.transformer.dtype)
     ways = experiment.streams.directions
     return {
         "milliseconds_per_update": Spread.of(1000 * one.seconds for one in taken),
@@ -235,7 +235,7 @@ def _products(experiment: Experiment) -> dict[str, Product]:
 
     Named N x D x F: [N, D] times [D, F].
     """
-    batches, model = experiment.batches, experiment.model
+    batches, model = experiment.batches, experiment.transformer
     tokens = batches.rows * batches.target_length * len(experiment.streams.directions)
     tokens //= jax.local_device_count() * experiment.training.accumulation
     square = SQUARE[jax.default_backend()]

@@ -389,12 +389,13 @@ class Generator:
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
 
     def _compile_search(self, config: SearchConfig, rows: int, steps: int) -> Any:
-        pairs = config.make_coupling(self._ways).pairs
+        coupling = config.make_coupling(self._ways)
         interact = config.coupling != "none"
+        combined = coupling.hypotheses if config.coupling == "product" else None
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self._model.apply, {"params": params})
-            source = apply(batch, method="start")
+            source = apply(batch, examples=1, method="start")
 
             def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 # Without a queue every row keeps its sentence.
@@ -410,12 +411,13 @@ class Generator:
                     place.step_B,
                     place.origins_BPWT,
                     interact,
+                    combined,
                     method="decode_step",
                 )
 
             return beam_search(
                 decode_step,
-                apply(rows, pairs, steps, method="empty_cache"),
+                apply(rows, coupling.pairs, steps, combined, method="empty_cache"),
                 markers=self._markers,
                 max_length_Q=max_length_Q,
                 rows=rows,
@@ -458,7 +460,7 @@ class Generator:
             jnp.arange(inputs_BPWT.shape[-1])[None, None, None], inputs_BPWT.shape
         )
         logits_BPWTV: Any = apply(
-            apply(batch, method="start"),
+            apply(batch, examples=1, method="start"),
             inputs_BPWT,
             segments_BPWT,
             positions_BPWT,

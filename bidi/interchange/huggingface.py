@@ -51,19 +51,26 @@ def export_files(
         direction: which of the model's streams.
 
     Raises:
-        NotExportableError: the streams read each other.
+        NotExportableError: the streams read each other, or there is a `CopyPrior`.
+        ConfigError: it is no Transformer.
         ModuleNotFoundError: the package safetensors is missing.
     """
-    if experiment.model.interaction != "none":
+    model = experiment.transformer
+    if model.interaction != "none":
         raise NotExportableError(
             f"the directions of this model read each other (Transformer.interaction = "
-            f"{experiment.model.interaction!r}), which transformers has no model for: export one "
+            f"{model.interaction!r}), which transformers has no model for: export one "
             "that was trained with 'none'"
+        )
+    if model.copy_prior:
+        raise NotExportableError(
+            "this model adds a prior of its source's words (Transformer.copy_prior = True), which "
+            "transformers has no model for: export one that was trained without"
         )
     source, target = Vocabulary(source_model), Vocabulary(target_model)
     way = experiment.streams.directions.index(direction)
     joint = experiment.data.target_vocabulary is None
-    tensors = named_tensors(params, experiment.model, way, _positions(experiment))
+    tensors = named_tensors(params, model, way, _positions(experiment))
     vocabularies = (
         {"vocab.json": source} if joint else {"vocab.json": source, "target_vocab.json": target}
     )
@@ -94,7 +101,8 @@ def _longest_output(experiment: Experiment) -> int:
 def _config(
     experiment: Experiment, way: int, source_size: int, target_size: int, joint: bool
 ) -> dict[str, Any]:
-    model, (model_type, architecture) = experiment.model, ARCHITECTURES[experiment.model.norm]
+    model = experiment.transformer
+    model_type, architecture = ARCHITECTURES[model.norm]
     config = {
         "model_type": model_type,
         "architectures": [architecture],

@@ -4,7 +4,7 @@ Letters: D model, F feed-forward.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import gin
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ class TransformerConfig:
     own_decoders: bool = False
     copy_prior: bool = False
 
+    name: ClassVar = "Transformer"
+
     def __post_init__(self):
         if self.model_size % (2 * self.heads):
             raise ValueError(
@@ -91,6 +93,8 @@ class RecurrentConfig:
     dropout: float = 0.0
     interaction: Literal["none", "top"] = "none"
     copy_prior: bool = False
+
+    name: ClassVar = "Recurrent"
 
     def __post_init__(self):
         if self.model_size % 4 or self.model_size % self.heads:

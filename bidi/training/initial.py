@@ -59,5 +59,5 @@ def _other_settings(config: str) -> list[str]:
     return [
         f"\n  {d.name} = {d.old} there, {d.new} here"
         for d in gin_config.differences(config, gin_config.operative())
-        if d.name.startswith(("Transformer.", "Streams."))
+        if d.name.startswith(("Experiment.", "Transformer.", "Recurrent.", "Streams."))
     ]
