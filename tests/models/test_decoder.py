@@ -81,6 +81,8 @@ SEEN = (
     ({"interaction": "layers", "fusion": "tanh", "norm": "post"}, True),
     ({"interaction": "layers", "fusion": "gate", "own_decoders": True}, True),
     ({"interaction": "layers", "fusion": "linear"}, False),
+    ({"recurrent": True, "interaction": "top"}, True),
+    ({"recurrent": True, "interaction": "top"}, False),
 )
 
 
@@ -136,7 +138,7 @@ def seen_of_gold(config, layout):
 LENGTHS = (6, 7)
 
 
-@pytest.mark.parametrize("config", [SEEN[0][0], SEEN[1][0], SEEN[3][0]], ids=name)
+@pytest.mark.parametrize("config", [SEEN[0][0], SEEN[1][0], SEEN[3][0], SEEN[6][0]], ids=name)
 def test_gold_partners_leak_the_second_half(config):
     """A stream's label at step t stands in the other's inputs at step n - t: seen if n - t <= t.
 
@@ -151,7 +153,7 @@ def test_gold_partners_leak_the_second_half(config):
             assert leaks == (config["interaction"] != "none" and t >= n / 2)
 
 
-@pytest.mark.parametrize("config", [SEEN[1][0], SEEN[3][0]], ids=name)
+@pytest.mark.parametrize("config", [SEEN[1][0], SEEN[3][0], SEEN[6][0]], ids=name)
 def test_halves_leak_nothing(config):
     """Whatever a prediction depends on in the other stream, its label is not there.
 
@@ -170,6 +172,7 @@ ALONE = (
     {"interaction": "layers", "fusion": "tanh"},
     {"interaction": "layers", "fusion": "concat", "own_decoders": True, "norm": "post"},
     {"interaction": "top", "fusion": "linear"},
+    {"recurrent": True, "interaction": "top"},
 )
 
 
@@ -202,9 +205,10 @@ def test_alone_is_the_model_without_interaction(config):
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
-def test_own_decoders_share_nothing_but_what_they_read():
+@pytest.mark.parametrize("config", [ALONE[1], ALONE[3]], ids=name)
+def test_own_decoders_share_nothing_but_what_they_read(config):
     """One way's predictions use the other's parameters only when they read the other stream."""
-    model = tiny.make_model(**ALONE[1])
+    model = tiny.make_model(**config)
     params = tiny.random_params(model)
     mix_V = np.random.default_rng(1).standard_normal(tiny.TARGETS).astype(np.float32)
 
@@ -219,17 +223,29 @@ def test_own_decoders_share_nothing_but_what_they_read():
     def used(interact):
         """For each leaf of the decoder, whether way 1 uses that of each way."""
         gradient = jax.device_get(gradient_of_way_1(params, interact=interact))
+        # By these alone a recurrent stream reads the other.
+        reads_the_other = gradient.pop("qkv", {})
+        if not interact:
+            assert not any(leaf.any() for leaf in jax.tree.leaves(reads_the_other))
         return [leaf.reshape(2, -1).any(axis=1).tolist() for leaf in jax.tree.leaves(gradient)]
 
     assert all(of_way == [False, True] for of_way in used(interact=False))
     assert [True, True] in used(interact=True)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
-def test_the_source_is_never_copied_for_pairs(own):
+@pytest.mark.parametrize(
+    ("own", "layers", "config"),
+    [
+        (False, 2, {"interaction": "layers"}),
+        (True, 2, {"interaction": "layers", "own_decoders": True}),
+        (True, 1, {"interaction": "top", "recurrent": True}),
+    ],
+    ids=["shared", "own", "recurrent"],
+)
+def test_the_source_is_never_copied_for_pairs(own, layers, config):
     """Not in what is kept of it, and nowhere in a step: nothing there is P * S * D large."""
     batch, pairs, steps, size = 2, 7, 2, 32
-    model = tiny.make_model(interaction="layers", own_decoders=own, model_size=size)
+    model = tiny.make_model(model_size=size, **config)
     params = tiny.random_params(model)
     sources = tiny.source_batch(np.ones((batch, 40)))
     source = jax.eval_shape(
@@ -238,7 +254,7 @@ def test_the_source_is_never_copied_for_pairs(own):
     # [B, G, H, E, S] and [B, G, H, S, E]
     leading = (batch, 2 if own else 1, 2)
     shapes = [(*leading, size // 2, 40), (*leading, 40, size // 2)]
-    assert [x.shape for x in jax.tree.leaves(source.encoded.keys_values)] == shapes * 2
+    assert [x.shape for x in jax.tree.leaves(source.encoded.keys_values)] == shapes * layers
 
     def step(params, source):
         apply = functools.partial(model.apply, {"params": params})

@@ -83,6 +83,7 @@ SEARCHES = {
     "top, own": (2, False, {"interaction": "top", "fusion": "concat", "own_decoders": True}),
     "one layer": (2, False, {"interaction": "layers", "decoder_layers": 1}),
     "layers": (2, True, {"interaction": "layers", "fusion": "linear", "norm": "post"}),
+    "recurrent": (2, False, {"recurrent": True, "interaction": "top"}),
     "layers, own": (2, True, {"interaction": "layers", "fusion": "gate", "own_decoders": True}),
 }
 

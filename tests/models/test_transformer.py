@@ -47,6 +47,11 @@ CACHED = (
     (2, True, {"interaction": "layers", "fusion": "concat", "own_decoders": True}),
     (2, False, {"interaction": "top", "fusion": "gate"}),
     (2, False, {"interaction": "layers", "fusion": "gate", "norm": "post"}),
+    (2, True, {"interaction": "layers", "copy_prior": True, "joint": True}),
+    (1, True, {"recurrent": True}),
+    (2, True, {"recurrent": True, "interaction": "top"}),
+    (2, False, {"recurrent": True, "interaction": "top"}),
+    (2, True, {"recurrent": True, "interaction": "top", "copy_prior": True, "joint": True}),
 )
 
 
@@ -118,6 +123,8 @@ def mirror(params, order_V, own_decoders):
     params["target_embedding"] = {"embedding": params["target_embedding"]["embedding"][order_V]}
     if "output" in params:
         params["output"] = {"embedding": params["output"]["embedding"][order_V]}
+    if "prior" in params:
+        params["prior"] = {key: value[order_V] for key, value in params["prior"].items()}
     if own_decoders:
         params["decoder"] = jax.tree.map(lambda leaf: leaf[::-1], params["decoder"])
     return params
@@ -126,11 +133,15 @@ def mirror(params, order_V, own_decoders):
 ONE_WAY = {"norm": "pre", "tied_embeddings": True}
 LAYERS = {"interaction": "layers", "fusion": "gate", "own_decoders": True}
 TOP = {"interaction": "top", "fusion": "tanh", "norm": "post", "tied_embeddings": False}
+RECURRENT = {"recurrent": True, "interaction": "top", "copy_prior": True, "joint": True}
 MIRRORED = (
     ("r2l", "l2r", "swap", ONE_WAY),
     ("r2l", "l2r", "tags", {"norm": "post", "tied_embeddings": False}),
     ("both", "both", "swap", LAYERS),
     ("both", "both", "tags", TOP),
+    # The source has the end marker too, so with `swap` a joint vocabulary is not the same mirrored.
+    ("both", "both", "tags", RECURRENT),
+    ("both", "both", "swap", RECURRENT | {"copy_prior": False, "joint": False}),
 )
 
 
@@ -139,7 +150,7 @@ def test_the_right_to_left_stream_is_the_mirror(ways, mirrored_ways, markers, co
     """On reversed targets, the other way round: the same logits, loss and gradient."""
     streams, mirrored_streams = Streams(ways, markers), Streams(mirrored_ways, markers)
     model = tiny.make_model(len(streams.directions), encoder_layers=1, **config)
-    order_V, own = exchange(markers), model.config.own_decoders
+    order_V, own = exchange(markers), "recurrent" in config or model.config.own_decoders
     params = tiny.random_params(model)
 
     (batch,) = validation_batches(PAIRS, streams, BATCHES)
@@ -238,8 +249,9 @@ def token_losses(model, params, streams, pack, partner):
         (Streams("both"), TOP, PSEUDO_LEARNT),
         (ShortSecondWay(), TOP, GOLD),
         (Streams("l2r"), ONE_WAY, GOLD),
+        (Streams("both"), RECURRENT, PSEUDO_LEARNT),
     ],
-    ids=["layers", "layers-pseudo", "top-pseudo", "top-short", "one way"],
+    ids=["layers", "layers-pseudo", "top-pseudo", "top-short", "one way", "recurrent-pseudo"],
 )
 def test_packing_changes_no_loss(streams, config, partner):
     model = tiny.make_model(1 if config is ONE_WAY else 2, encoder_layers=1, **config)
@@ -275,18 +287,26 @@ def test_what_is_cut_of_a_partner_was_never_read():
     assert compared > 5
 
 
+TIED, UNTIED = {"tied_embeddings": True}, {"tied_embeddings": False}
+
+
 @pytest.mark.parametrize(
-    ("source_vocabulary", "tied", "sizes"),
+    ("joint", "config", "sizes"),
     [
-        (None, True, {"target_embedding": 13}),
-        (None, False, {"target_embedding": 13, "source_embedding": 13, "output": 13}),
-        (11, True, {"target_embedding": 13, "source_embedding": 11}),
-        (11, False, {"target_embedding": 13, "source_embedding": 11, "output": 13}),
+        (True, TIED, {"target_embedding": 13}),
+        (True, UNTIED, {"target_embedding": 13, "source_embedding": 13, "output": 13}),
+        (False, TIED, {"target_embedding": 13, "source_embedding": 11}),
+        (False, UNTIED, {"target_embedding": 13, "source_embedding": 11, "output": 13}),
+        (True, {"recurrent": True}, {"target_embedding": 13, "output": 13}),
+        (
+            False,
+            {"recurrent": True},
+            {"target_embedding": 13, "source_embedding": 11, "output": 13},
+        ),
     ],
 )
-def test_what_is_tied_is_one_matrix(source_vocabulary, tied, sizes):
-    model = tiny.make_model(tied_embeddings=tied, decoder_layers=0)
-    params = tiny.random_params(dataclasses.replace(model, source_vocabulary=source_vocabulary))
+def test_what_is_tied_is_one_matrix(joint, config, sizes):
+    params = tiny.random_params(tiny.make_model(joint=joint, decoder_layers=0, **config))
     kept = {key: params[key] for key in params if key not in ("encoder", "decoder")}
     assert {key: len(jax.tree.leaves(value)[0]) for key, value in kept.items()} == sizes
 

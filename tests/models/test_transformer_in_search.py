@@ -29,18 +29,19 @@ def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     apply = functools.partial(model.apply, {"params": params})
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
+    coupling = config.make_coupling(model.ways)
+    combined = coupling.hypotheses if config.coupling == "product" else None
 
     def decode_step(cache, tokens_BPW, place):
         at_work = jax.tree.map(lambda leaf: jnp.asarray(leaf)[place.sentence_B], source)
         where = place.step_B, place.origins_BPWT
-        return apply(at_work, cache, tokens_BPW, *where, interact, method="decode_step")
+        return apply(at_work, cache, tokens_BPW, *where, interact, combined, method="decode_step")
 
     allowed_WV = np.tile(np.arange(tiny.TARGETS) >= FIRST_TEXT_ID, (model.ways, 1))
     allowed_WV[np.arange(model.ways), streams.ends] = True
-    pairs = config.make_coupling(model.ways).pairs
     return beam_search(
         decode_step,
-        apply(rows, pairs, STEPS, method="empty_cache"),
+        apply(rows, coupling.pairs, STEPS, combined, method="empty_cache"),
         markers=Markers(streams.directions, streams.starts, streams.ends, allowed_WV),
         max_length_Q=jnp.asarray(MAX_LENGTH_Q),
         rows=rows,
@@ -104,6 +105,7 @@ class Case:
         return tiny.random_params(self.model)
 
 
+RECURRENT = {"recurrent": True, "interaction": "top"}
 EXACT = {
     "none, one way": Case("none", 4, ONE_WAY, {"norm": "post"}),
     "none, a model that interacts": Case("none", 3, SWAP, {"interaction": "layers"}),
@@ -117,6 +119,10 @@ EXACT = {
     "paired, one layer": Case(
         "paired", 4, SWAP, {"interaction": "layers", "decoder_layers": 1, "own_decoders": True}
     ),
+    "none, recurrent": Case("none", 3, ONE_WAY, {"recurrent": True}),
+    "product, recurrent": Case("product", 3, SWAP, RECURRENT),
+    "joint, recurrent": Case("joint", 3, HALVES, RECURRENT),
+    "paired, recurrent": Case("paired", 4, TAGS, RECURRENT),
 }
 
 
