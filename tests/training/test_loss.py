@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.models.output import Output
+from bidi.models.output import Output, Prior
 from bidi.training import chunks
 from bidi.training.loss import cross_entropy
 from tests.training.tiny import assert_trees_close
@@ -162,6 +162,39 @@ def test_chunks_change_nothing(chunk_tokens, monkeypatch):
     assert_trees_close(scaled, jax.tree.map(lambda g: 3 * g, gradients), rtol=1e-4, atol=1e-5)
     # Without a gradient the sums are the same.
     np.testing.assert_allclose(scaled_loss(states_BWTD, output_VD), actual, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, 512])
+def test_the_prior_has_the_gradient_of_its_definition(chunk_tokens, monkeypatch):
+    """What the source's words add, by plain differentiation of logits that exist whole."""
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", chunk_tokens)
+    _, labels_BWT, weights_BWT = make_case(8)
+    rng = np.random.default_rng(9)
+    learned = {
+        "states": rng.normal(size=(*SHAPE, 4)).astype(np.float32),
+        "table": rng.normal(size=(V, 4)).astype(np.float32),
+        "scale": rng.normal(size=V).astype(np.float32),
+        "bias": rng.normal(size=V).astype(np.float32),
+    }
+    occurs_EV = jnp.asarray(rng.random((6, V)) < 0.4)
+    example_BWT = rng.integers(6, size=SHAPE, dtype=np.int32)
+
+    def plain(learned):
+        logits_BWTV = jnp.einsum("bwtd,vd->bwtv", learned["states"], learned["table"])
+        prior_EV = occurs_EV * learned["scale"][None] + learned["bias"][None]
+        losses_BWT = by_optax(logits_BWTV + prior_EV[example_BWT], labels_BWT, 0.1)
+        return 3 * (losses_BWT * weights_BWT).sum()
+
+    def chunked(learned):
+        prior = Prior(learned["scale"], learned["bias"], occurs_EV, example_BWT)
+        output = Output(learned["table"], prior)
+        return 3 * cross_entropy(learned["states"], output, labels_BWT, weights_BWT, 0.1).loss
+
+    expected, expected_gradient = jax.value_and_grad(plain)(learned)
+    actual, gradient = jax.jit(jax.value_and_grad(chunked))(learned)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert_trees_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(chunked(learned), expected, rtol=1e-5)
 
 
 def test_logits_never_exist_whole(monkeypatch):
