@@ -131,6 +131,11 @@ def _check_directions(experiment: Experiment) -> None:
             f"Search.coupling = {search.coupling!r} couples streams that read each other, but "
             f"{setting}; use coupling 'none'"
         )
+    if search.partner_weights != "equal" and search.coupling != "product":
+        raise ValueError(
+            f"Search.partner_weights = {search.partner_weights!r} is for Search.coupling = "
+            f"'product', where a hypothesis has several partners, but it is {search.coupling!r}"
+        )
     if streams.layout == "halves" and streams.ways != "both":
         raise ValueError(
             f"Streams.layout = 'halves' is written from both ends, but Streams.ways = "

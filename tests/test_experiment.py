@@ -8,6 +8,7 @@ from bidi import config, experiment
 from bidi.config import ConfigError
 from bidi.data import vocabulary
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.models.recurrent import Recurrent
 
 ROOT = pathlib.Path(experiment.__file__).parent.parent
 FILES = sorted(
@@ -129,6 +130,11 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             ["Search.coupling = 'joint'"],
             r"Streams\.layout = 'whole' and Search\.coupling = 'joint' do not fit",
         ),
+        (
+            "experiments/cmudict/bidirectional.gin",
+            ["Search.partner_weights = 'score'"],
+            r"Search\.partner_weights = 'score' is for Search\.coupling = 'product'.*'paired'",
+        ),
         (LEFT, ["Streams.layout = 'halves'"], r"'halves' is written from both ends.*'l2r'"),
         (
             "experiments/cmudict/bidirectional.gin",
@@ -165,6 +171,17 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             ["Partner.kind = 'pseudo'", "Partner.directory = 'x'"],
             r"Partner\.kind = 'pseudo' is for whole streams, but Streams\.layout = 'halves'",
         ),
+        (
+            BOTH,
+            ["Transformer.copy_prior = True"],
+            r"Transformer\.copy_prior = True.*Data\.target_vocabulary is a vocabulary of its own",
+        ),
+        (
+            BOTH,
+            ["Experiment.model = @Recurrent()"],
+            r"Transformer\.interaction = 'none': nothing uses it: no Transformer is built",
+        ),
+        (BOTH, ["Experiment.model = @Recurrent"], r"write \(\) after the reference"),
         (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
         (BOTH, ["Training.evaluate_every = 300"], r"Training\.checkpoint_every = 500"),
         (BOTH, ["Streams.ways = 'left'"], r"--gin\.Streams\.ways.*'left'"),
@@ -176,9 +193,49 @@ def test_contradictions_are_refused(file, bindings, says):
         config.load(experiment.build, [file], bindings)
 
 
+RECURRENT = """
+Data.directory = 'anywhere'
+Data.source = @ParallelText()
+ParallelText.source = {}
+ParallelText.target = {}
+Streams.ways = 'both'
+Search.coupling = 'product'
+Experiment.model = @Recurrent()
+Recurrent.interaction = 'top'
+Recurrent.copy_prior = True
+Recurrent.model_size = 16
+"""
+
+
+def test_a_recurrent_model_is_one_binding(tmp_path):
+    (tmp_path / "run.gin").write_text(RECURRENT)
+    loaded = config.load(experiment.build, [str(tmp_path / "run.gin")], [])
+    text = config.operative()
+    assert "Experiment.model = @Recurrent()" in text
+    (tmp_path / "config.gin").write_text(text)
+    assert experiment.load_run(str(tmp_path), []) == loaded
+    vocabulary_ = Vocabulary(vocabulary.train(VocabularyConfig(model_type="char"), ["abc"]))
+    model = loaded.make_model(vocabulary_, vocabulary_)
+    assert isinstance(model, Recurrent)
+    assert (model.config.model_size, model.ways, model.source_vocabulary) == (16, 2, None)
+    predicted = experiment.load_run(str(tmp_path), ["Partner.kind = 'predicted'"])
+    assert predicted.partner.kind == "predicted"
+    with pytest.raises(ConfigError, match=r"Experiment\.model = @Recurrent\(\), but this is for"):
+        loaded.transformer  # noqa: B018
+    for changed, says in (
+        ("Recurrent.interaction = 'none'", r"'product'.*Recurrent\.interaction = 'none'"),
+        ("Recurrent.interaction = 'layers'", r"Recurrent\.interaction"),
+        ("Recurrent.heads = 3", r"Recurrent\.model_size = 16 is no multiple"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            config.load(experiment.build, [str(tmp_path / "run.gin")], [changed])
+
+
 def test_a_workdir_is_loaded_with_changes(tmp_path):
     config.load(experiment.build, [BOTH], [])
-    (tmp_path / "config.gin").write_text(config.operative())
+    text = config.operative()
+    assert "Experiment.model" not in text  # as in workdirs from when there was one model only
+    (tmp_path / "config.gin").write_text(text)
     loaded = experiment.load_run(str(tmp_path), ["Search.beam_size = 8"])
     assert loaded.search.beam_size == 8
     assert loaded.model.model_size == 128

@@ -19,7 +19,7 @@ import numpy as np
 
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
-from bidi.search.coupling import Coupling, CouplingName, make_coupling
+from bidi.search.coupling import Coupling, CouplingName, PartnerWeights, make_coupling
 from bidi.search.hypotheses import Markers
 from bidi.search.scoring import Penalty, best_reachable_score, length_penalty
 
@@ -55,6 +55,8 @@ class SearchConfig:
             over the partners (Su 2019); `joint`: one beam of pairs that meet in the middle, see
             `bidi.search.joint`.
         beam_size: hypotheses of a beam; of both directions together for `paired`.
+        partner_weights: for `product`: the partners count alike (`equal`), or by the softmax of
+            their own log-probabilities so far (`score`).
         n_best: hypotheses returned of each beam.
         length_penalty: `gnmt` or `plain`, see `scoring.length_penalty`.
         alpha: exponent of the length penalty, any sign.
@@ -69,6 +71,7 @@ class SearchConfig:
 
     coupling: CouplingName = "paired"
     beam_size: int = 4
+    partner_weights: PartnerWeights = "equal"
     n_best: int = 1
     length_penalty: Penalty = "gnmt"
     alpha: float = 0.6
@@ -80,7 +83,7 @@ class SearchConfig:
 
     def make_coupling(self, ways: int) -> Coupling:
         """The coupling for a model of so many directions; ValueError where they do not fit."""
-        coupling = make_coupling(self.coupling, self.beam_size, ways)
+        coupling = make_coupling(self.coupling, self.beam_size, ways, self.partner_weights)
         if not 1 <= self.n_best <= coupling.hypotheses:
             raise ValueError(
                 f"Search.n_best = {self.n_best}, but each beam has {coupling.hypotheses} "

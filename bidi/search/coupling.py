@@ -13,6 +13,7 @@ from bidi.search import hypotheses as hyps
 from bidi.search.joint import Joint
 
 CouplingName = Literal["none", "paired", "product", "joint"]
+PartnerWeights = Literal["equal", "score"]
 
 
 class Coupling(Protocol):
@@ -55,7 +56,7 @@ class _Apart:
     def candidates(
         self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
-        extensions_BWKV = self.extensions(log_probs_BPWV, alive.log_probs_BGK > -jnp.inf)
+        extensions_BWKV = self.extensions(log_probs_BPWV, alive.log_probs_BGK)
         ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
         is_end_WV = jnp.arange(extensions_BWKV.shape[-1])[None] == ends_W1
         may_end_B11 = (at.step_B >= at.min_length)[:, None, None]
@@ -82,7 +83,10 @@ class _Apart:
         return jnp.where(steps_T < lengths_BWN1, written_BWNT, hyps.PAD)
 
     def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
-        """What each next token is worth to each hypothesis, [B, W, K, V]; `alive_BWK` is bool."""
+        """What each next token is worth to each hypothesis, [B, W, K, V].
+
+        `alive_BWK` are their log-probabilities so far, -inf for the dead.
+        """
         raise NotImplementedError
 
 
@@ -116,11 +120,14 @@ class ByRank(_Apart):
 class Product(_Apart):
     """Every L2R x R2L combination; a token's probability is the mean over the partners (Su 2019).
 
+    In the mean the partners count alike, or (`score`) by their own probabilities so far.
+
     Pair p holds L2R hypothesis p // K and R2L hypothesis p % K. The pair of two parents was itself
     run a step before, so a pair's cache is always exactly that of its two prefixes.
     """
 
     hypotheses: int
+    partner_weights: PartnerWeights = "equal"
 
     @property
     def pairs(self) -> int:
@@ -134,8 +141,11 @@ class Product(_Apart):
         batch, _, ways, vocabulary = log_probs_BPWV.shape
         k = self.hypotheses
         log_probs_BKKWV = log_probs_BPWV.reshape(batch, k, k, ways, vocabulary)
-        left_BKV = _log_mean(log_probs_BKKWV[..., 0, :], alive_BWK[:, 1, None, :, None], axis=2)
-        right_BKV = _log_mean(log_probs_BKKWV[..., 1, :], alive_BWK[:, 0, :, None, None], axis=1)
+        scores_BWK = alive_BWK
+        if self.partner_weights == "equal":
+            scores_BWK = jnp.where(alive_BWK > -jnp.inf, 0.0, -jnp.inf)
+        left_BKV = _log_mean(log_probs_BKKWV[..., 0, :], scores_BWK[:, 1, None, :, None], axis=2)
+        right_BKV = _log_mean(log_probs_BKKWV[..., 1, :], scores_BWK[:, 0, :, None, None], axis=1)
         return jnp.stack([left_BKV, right_BKV], axis=1)
 
     def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
@@ -144,21 +154,25 @@ class Product(_Apart):
         return jnp.stack([parents_BP, parents_BP], axis=-1)
 
 
-def _log_mean(log_probs: jax.Array, counted: jax.Array, axis: int) -> jax.Array:
-    """Log of the mean probability over the counted entries of an axis, at most 0."""
-    total = jax.nn.logsumexp(jnp.where(counted, log_probs, -jnp.inf), axis=axis)
-    count = counted.sum(axis=axis).astype(log_probs.dtype)
+def _log_mean(log_probs: jax.Array, scores: jax.Array, axis: int) -> jax.Array:
+    """Log of the mean probability along an axis, by the softmax of the scores; at most 0."""
+    weighted = log_probs + jax.nn.log_softmax(scores, axis=axis)
+    # Of a dead hypothesis the log-probability may be anything.
+    mean = jax.nn.logsumexp(jnp.where(scores > -jnp.inf, weighted, -jnp.inf), axis=axis)
     # Rounding may lift the mean above 1, on which the search's bound relies.
-    return jnp.minimum(total - jnp.log(jnp.maximum(count, 1)), 0.0)
+    return jnp.minimum(mean, 0.0)
 
 
-def make_coupling(name: CouplingName, beam_size: int, ways: int) -> Coupling:
+def make_coupling(
+    name: CouplingName, beam_size: int, ways: int, partner_weights: PartnerWeights = "equal"
+) -> Coupling:
     """The coupling of a name.
 
     Args:
         name: `none`, `paired`, `product` or `joint`.
         beam_size: hypotheses of each beam; of both together for `paired`.
         ways: 1 or 2 directions.
+        partner_weights: see `Product`.
 
     Raises:
         ValueError: the name needs two directions, or an even beam.
@@ -171,7 +185,7 @@ def make_coupling(name: CouplingName, beam_size: int, ways: int) -> Coupling:
             "use 'none'"
         )
     if name == "product":
-        return Product(beam_size)
+        return Product(beam_size, partner_weights)
     if name == "joint":
         return Joint(beam_size)
     if beam_size % 2:

@@ -1,5 +1,6 @@
 """An export computes what our model computes, by an independent reading of its files."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from bidi.config import ConfigError
 from bidi.data.pipeline import BatchConfig
 from bidi.data.prepare import DataConfig
 from bidi.data.streams import Streams
@@ -14,7 +16,7 @@ from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, UNK, Vocabulary, Vocab
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.experiment import Experiment
 from bidi.interchange import huggingface
-from bidi.models.config import TransformerConfig
+from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.search.beam_search import SearchConfig
 from bidi.training.config import TrainingConfig
 from bidi.training.optimizer import OptimizerConfig
@@ -179,6 +181,17 @@ def test_tokenizer_has_our_ids():
 def test_streams_that_read_each_other_are_refused(interaction):
     with pytest.raises(huggingface.NotExportableError, match=f"'{interaction}'.*trained with 'non"):
         export(make_experiment(interaction=interaction))
+
+
+def test_a_prior_over_the_sources_words_is_refused():
+    with pytest.raises(huggingface.NotExportableError, match=r"Transformer\.copy_prior = True"):
+        export(make_experiment(joint=True, copy_prior=True))
+
+
+def test_a_recurrent_model_is_refused():
+    experiment = dataclasses.replace(make_experiment(), model=RecurrentConfig(model_size=16))
+    with pytest.raises(ConfigError, match=r"this is for @Transformer\(\) only"):
+        export(experiment)
 
 
 def test_the_missing_package_is_named(monkeypatch):

@@ -56,11 +56,14 @@ class Case:
     hypotheses: int
     streams: Streams
     config: dict
+    partner_weights: str = "equal"
 
     def search(self, rows: int) -> BeamSearchResult:
         """The search of all sentences, so many at a time."""
         beam_size = self.hypotheses * (2 if self.coupling == "paired" else 1)
-        config = SearchConfig(self.coupling, beam_size, n_best=self.hypotheses)
+        config = SearchConfig(
+            self.coupling, beam_size, self.partner_weights, n_best=self.hypotheses
+        )
         return jax.device_get(run_search(self.model, self.params, self.streams, config, rows))
 
     def reference(self, sentence: int) -> oracle.Answer:
@@ -72,6 +75,7 @@ class Case:
             allowed=tuple((end, *texts) for end in self.streams.ends),
             max_length=int(MAX_LENGTH_Q[sentence]),
             coupling=self.coupling,
+            partner_weights=self.partner_weights,
             hypotheses=self.hypotheses,
             n_best=self.hypotheses,
             length_penalty="gnmt",
@@ -121,6 +125,7 @@ EXACT = {
     ),
     "none, recurrent": Case("none", 3, ONE_WAY, {"recurrent": True}),
     "product, recurrent": Case("product", 3, SWAP, RECURRENT),
+    "product by score, recurrent": Case("product", 3, TAGS, RECURRENT, "score"),
     "joint, recurrent": Case("joint", 3, HALVES, RECURRENT),
     "paired, recurrent": Case("paired", 4, TAGS, RECURRENT),
 }

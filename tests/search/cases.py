@@ -41,6 +41,7 @@ class Case:
     alpha: float = 0.6
     min_length: int = 1
     rank_unfinished: bool = False
+    partner_weights: str = "equal"
 
     @property
     def size(self) -> int:
@@ -85,6 +86,7 @@ class Case:
     def config(self) -> SearchConfig:
         return SearchConfig(
             coupling=self.coupling,
+            partner_weights=self.partner_weights,
             beam_size=self.beam,
             n_best=self.n_best,
             length_penalty=self.penalty,
@@ -100,6 +102,7 @@ class Case:
             allowed=self.allowed,
             max_length=max_length,
             coupling=self.coupling,
+            partner_weights=self.partner_weights,
             hypotheses=self.beam // 2 if self.coupling == "paired" else self.beam,
             n_best=self.n_best,
             length_penalty=self.penalty,

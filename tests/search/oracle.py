@@ -32,6 +32,7 @@ class Task:
     allowed: tuple[tuple[int, ...], ...]
     max_length: int
     coupling: str = "none"
+    partner_weights: str = "equal"
     hypotheses: int = 1  # K, for each way
     n_best: int = 1
     length_penalty: str = "plain"
@@ -80,14 +81,22 @@ class Answer:
     close: bool
 
 
-def conditional(log_probs: LogProbs, task: Task, way: int, own, partners: list) -> list[float]:
-    """What each next token is worth to `own` beside `partners`."""
+def conditional(
+    log_probs: LogProbs, task: Task, way: int, own, partners: list, scores: list | None = None
+) -> list[float]:
+    """What each next token is worth to `own` beside `partners`, which have these `scores`."""
     rows = [log_probs(way, own, partner) for partner in partners]
     if task.coupling != "product":
         (row,) = rows
         return list(row)
+    if task.partner_weights == "equal":
+        weights = [1.0] * len(rows)
+    else:
+        weights = [math.exp(score - max(scores)) for score in scores]
     return [
-        math.log(math.fsum(map(math.exp, column)) / len(rows)) for column in zip(*rows, strict=True)
+        math.log(math.fsum(w * math.exp(x) for w, x in zip(weights, column, strict=True)))
+        - math.log(math.fsum(weights))
+        for column in zip(*rows, strict=True)
     ]
 
 
@@ -117,7 +126,7 @@ def reference_search(log_probs: LogProbs, task: Task) -> Answer:
 
 def _candidates(log_probs, task, way, alive, step) -> list[Hypothesis]:
     """Every extension of every alive hypothesis, best first."""
-    candidates = []
+    candidates, scores = [], None
     for rank, hypothesis in enumerate(alive[way]):
         if task.coupling == "none":
             partners = [None]
@@ -125,7 +134,8 @@ def _candidates(log_probs, task, way, alive, step) -> list[Hypothesis]:
             partners = [alive[1 - way][rank].tokens]
         else:
             partners = [partner.tokens for partner in alive[1 - way]]
-        row = conditional(log_probs, task, way, hypothesis.tokens, partners)
+            scores = [partner.log_prob for partner in alive[1 - way]]
+        row = conditional(log_probs, task, way, hypothesis.tokens, partners, scores)
         for token in sorted(task.allowed[way]):
             log_prob = hypothesis.log_prob + row[token]
             if token != task.end[way]:
@@ -185,19 +195,21 @@ def enumerate_all(log_probs: LogProbs, task: Task) -> Answer:
     """The n best of all sequences up to `max_length`, by each coupling's definition, all alive.
 
     `none`: the sum along the sequence. `product`: each token's probability averaged over all
-    partner prefixes of that length. `paired`: beside the prefix that has the same rank among all
-    prefixes of that length.
+    partner prefixes of that length, by their own if so wanted. `paired`: beside the prefix that has
+    the same rank among all prefixes of that length.
     """
 
     @functools.cache
     def row(way, own):
+        scores = None
         if task.coupling == "none":
             partners = [None]
         elif task.coupling == "paired":
             partners = [ranked(1 - way, len(own))[ranked(way, len(own)).index(own)]]
         else:
             partners = list(itertools.product(task.texts(1 - way), repeat=len(own)))
-        return conditional(log_probs, task, way, own, partners)
+            scores = [sums(1 - way, partner)[0] for partner in partners]
+        return conditional(log_probs, task, way, own, partners, scores)
 
     def sums(way, own):
         """Log-probabilities of the prefix and of its own prefixes, longest first."""

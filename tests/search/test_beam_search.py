@@ -31,6 +31,7 @@ CASES = (
     Case("product", 1, 4, penalty="plain", alpha=0.7),
     Case("product", 2, 5, 2, markers="tags", texts=(3, 3), min_length=2),
     Case("product", 3, 4, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
+    Case("product", 3, 5, 2, alpha=0.0, partner_weights="score"),
     Case("joint", 1, 6, penalty="plain", alpha=0.0),
     Case("joint", 2, 7, 2, markers="tags", texts=(3, 3), min_length=2),
     Case("joint", 3, 8, 3, texts=(3, 1), alpha=-0.7, min_length=0, rank_unfinished=True),
@@ -43,6 +44,7 @@ WIDE = (
     Case("paired", 48, 4, 24, penalty="plain", alpha=0.6, min_length=0),
     Case("product", 12, 3, 12, markers="tags", min_length=0),
     Case("product", 12, 3, 2, penalty="plain", alpha=-1.2, rank_unfinished=True),
+    Case("product", 12, 3, 12, alpha=0.0, min_length=0, partner_weights="score"),
     Case("joint", 24, 4, 24, penalty="plain", alpha=0.6, min_length=0),
     Case("joint", 90, 6, 5, markers="tags", alpha=-0.7),
     Case("joint", 90, 5, 90, alpha=0.6, min_length=0, rank_unfinished=True),
@@ -51,7 +53,7 @@ WIDE = (
 
 def name(case: Case) -> str:
     unfinished = "-unfinished" if case.rank_unfinished else ""
-    ways = "+".join(case.ways)
+    ways = "+".join(case.ways) + ("" if case.partner_weights == "equal" else "-by_score")
     return (
         f"{case.coupling}{case.beam}-{ways}-{case.markers}-{case.penalty}{case.alpha}{unfinished}"
     )
@@ -108,6 +110,7 @@ STOPPING = (
     Case("none", 2, 12, ways=L2R, penalty="plain", alpha=-0.5, min_length=0),
     Case("paired", 4, 12, 2, penalty="plain", alpha=0.2, rank_unfinished=True),
     Case("product", 2, 12),
+    Case("product", 2, 12, penalty="plain", alpha=0.2, partner_weights="score"),
     Case("joint", 3, 17, 2, min_length=0),
     Case("joint", 2, 18, alpha=-0.5, rank_unfinished=True),
 )
@@ -127,7 +130,7 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
     assert stopped > 10
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10], CASES[13]], ids=name)
+@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10], CASES[12], CASES[14]], ids=name)
 def test_a_sentence_does_not_depend_on_its_neighbours_or_on_padding(case):
     """Bit for bit: in another order, and alone with room for more steps than it needs."""
 
