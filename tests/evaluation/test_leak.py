@@ -57,7 +57,7 @@ class Copier:
     reads: bool = True
     interacts = True
 
-    def apply(self, variables, *arguments, method, interact=None):
+    def apply(self, variables, *arguments, method, interact=None, examples=None):
         if method == "start":
             return None
         _, inputs_BPWT, segments_BPWT, _ = arguments
