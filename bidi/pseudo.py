@@ -33,9 +33,13 @@ from bidi.training import checkpoints, loop
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the model lives that is trained last.", allow_override=True
 )
-_L2R = flags.DEFINE_string("l2r_workdir", None, "A run of bidi.train that writes L2R.")
+_L2R = flags.DEFINE_string(
+    "l2r_workdir", None, "A run of bidi.train that writes L2R.", allow_override=True
+)
 _R2L = flags.DEFINE_string("r2l_workdir", None, "One that writes R2L; may be the same.")
-_OUTPUT = flags.DEFINE_string("output", None, "The directory that labels are written to.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The directory that labels are written to.", allow_override=True
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "best", "Of both workdirs: best, latest, or a step.", allow_override=True
 )

@@ -136,6 +136,8 @@ class Checkpoints:
             ValueError: they are not what was saved.
         """
         name = "ema" if (self.directory / str(step) / "ema").exists() else "params"
+        # Now: where shapes differ, Orbax stops in the middle of its reading, which goes on behind.
+        _compare_shapes(self.directory / str(step) / name, params)
         items = {name: ocp.args.StandardRestore(params), "progress": ocp.args.JsonRestore()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         _compare_checksum(name, restored)
@@ -204,6 +206,22 @@ def checksum(item: Any) -> jax.Array:
         factors = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
         total = total * jnp.uint32(31) + (words * factors).sum(dtype=jnp.uint32)
     return total
+
+
+def _compare_shapes(path: pathlib.Path, params: Any) -> None:
+    saved = ocp.StandardCheckpointHandler().metadata(path).tree
+    there, here = (
+        {
+            jax.tree_util.keystr(place, simple=True, separator="/"): tuple(leaf.shape)
+            for place, leaf in jax.tree_util.tree_leaves_with_path(
+                tree, is_leaf=lambda leaf: hasattr(leaf, "shape")
+            )
+        }
+        for tree in (saved, params)
+    )
+    if different := sorted(n for n in there | here if there.get(n) != here.get(n)):
+        name = different[0]
+        raise ValueError(f"{name} has shape {there.get(name)} there and {here.get(name)} here")
 
 
 def _compare_checksum(name: str, restored: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bidi.config import ConfigError
+from bidi.data.partner import GOLD
 from bidi.data.pipeline import BatchConfig
 from bidi.data.prepare import DataConfig
 from bidi.data.streams import Streams
@@ -40,6 +41,7 @@ def make_experiment(joint=False, ways="both", markers="swap", search=None, **mod
     return Experiment(
         data=DataConfig(directory="", source=None, target_vocabulary=None if joint else vocabulary),
         streams=Streams(ways, markers),
+        partner=GOLD,
         batches=BatchConfig(source_length=9, target_length=9),
         model=TransformerConfig(**SHAPE | model),
         optimizer=OptimizerConfig(),

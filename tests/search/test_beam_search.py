@@ -230,9 +230,10 @@ def test_right_to_left_is_the_mirror():
     assert (forward.tokens_QGNT != backward.tokens_QGNT).any()
 
 
-def test_one_while_loop():
-    case = CASES[-1]
-    cache = tables.cache([Sentence(0, 0, 0, 3)] * 3, (2, 9, 2, case.steps))
+@pytest.mark.parametrize("case", [CASES[11], CASES[14]], ids=name)
+def test_one_while_loop(case):
+    pairs = case.config().make_coupling(2).pairs
+    cache = tables.cache([Sentence(0, 0, 0, 3)] * 3, (2, pairs, 2, case.room))
     run = functools.partial(compiled(case), rows=2)
     jaxpr = jax.make_jaxpr(run)(cache, max_length_Q=np.array([3, 2, 3], np.int32))
 
