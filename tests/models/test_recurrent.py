@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,6 +19,7 @@ from bidi.models.lstm import LSTM, begins
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent import greatest
 from bidi.search.coupling import Product
+from tests.models import test_transformer_in_search as in_search
 from tests.models import tiny
 
 VARIED = settings(max_examples=30, deadline=None)
@@ -125,6 +127,25 @@ def test_the_model_is_its_definition():
         source_S = source["source"][row, segments_BS[row] == segment]
         expected = numpy_model(exact, model.config, source_S, streams[0][row, 0][:, here_T])
         np.testing.assert_allclose(logits[row, 0][:, here_T], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("partner_weights", ["equal", "score"])
+def test_the_product_is_the_articles_search(partner_weights):
+    """All in numpy, one sentence at a time, whole prefixes anew for each pair and step."""
+    config = {"recurrent": True, "interaction": "top", "copy_prior": True, "joint": True}
+    case = in_search.Case("product", 3, in_search.SWAP, config, partner_weights)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), case.params)
+    result = case.search(rows=2)
+    for q, segments_S in enumerate(in_search.SOURCE["source_segments"]):
+        source_S = in_search.SOURCE["source"][q, segments_S == 1]
+
+        @functools.cache
+        def log_probs(way, own, partner, source_S=source_S):
+            inputs_WT = case.inputs(way, own, partner)[:, : len(own) + 1]
+            logits_V = numpy_model(exact, case.model.config, source_S, inputs_WT)[way, -1]
+            return (logits_V - np.log(np.exp(logits_V).sum())).tolist()
+
+        in_search.assert_sentence(result, q, case, case.reference(q, log_probs))
 
 
 SEGMENTS = hnp.arrays(np.int32, (2, 7), elements=st.integers(0, 2)).map(
