@@ -18,6 +18,7 @@ _PARTS = {
     "top-k": r"/top_k",
     "projection": r"/projection/|d,vd->|log_softmax",
     "attention": r"/(self_attention|source_attention|top|attention)/",
+    "recurrence": r"/recurrence/",
     "feed-forward": r"/(vmap\()?feedforward[)/]",
 }
 REST = "rest"

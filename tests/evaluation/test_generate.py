@@ -240,8 +240,16 @@ def test_a_source_too_long_is_cut_and_counted():
 JOINT = SearchConfig("joint", n_best=4, max_length_factor=1.5, max_length_offset=5)
 
 
-def test_halves_are_one_list_whose_scores_are_those_of_whole_outputs():
-    generator = make_generator(layout="halves", seed=1, interaction="layers", own_decoders=True)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"seed": 1, "interaction": "layers", "own_decoders": True},
+        {"seed": 25, "interaction": "top", "recurrent": True},
+    ],
+    ids=["transformer", "recurrent"],
+)
+def test_halves_are_one_list_whose_scores_are_those_of_whole_outputs(config):
+    generator = make_generator(layout="halves", **config)
     found = generator.search(SOURCES, JOINT)
     outputs = [[h.tokens for h in one.all] for one in found]
     lengths = set()
@@ -257,6 +265,16 @@ def test_halves_are_one_list_whose_scores_are_those_of_whole_outputs():
                 lengths.add(len(h.tokens))
                 np.testing.assert_allclose(h.log_prob, score, rtol=1e-4)
     assert {length % 2 for length in lengths} == {0, 1}
+
+
+def test_one_hypothesis_a_direction_is_a_pair_or_a_product():
+    generator = make_generator(interaction="top", recurrent=True)
+    bounds = {"max_length_factor": 1.5, "max_length_offset": 5}
+    pair, product = (
+        generator.search(SOURCES, SearchConfig(coupling, beam, **bounds))
+        for coupling, beam in (("paired", 2), ("product", 1))
+    )
+    assert_same(product, pair)
 
 
 def hypothesis(tokens, direction, score, finished=True):

@@ -1,5 +1,6 @@
 """Models with random parameters and vocabularies of a few letters, ready to search and score."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,8 +9,6 @@ from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.generate import Generator
-from bidi.models.config import TransformerConfig
-from bidi.models.transformer import Transformer
 from tests.models import tiny
 
 SOURCE_LETTERS, TARGET_LETTERS = "abcd", "vwxyz"
@@ -36,18 +35,14 @@ def make_generator(
     `params` are random unless given, and then those of a generator of the same `config`.
     """
     streams = Streams(ways, markers, layout)
-    shape = {
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "model_size": 8,
-        "heads": 2,
-        "feedforward_size": 12,
-        "fusion_weight": 0.8,
-        "tied_embeddings": False,
-    }
+    shape = {"encoder_layers": 1, "decoder_layers": 1}
+    if not config.get("recurrent"):
+        shape["tied_embeddings"] = False
     source, target = vocabulary_of(SOURCE_LETTERS), vocabulary_of(TARGET_LETTERS)
-    model = Transformer(
-        TransformerConfig(**(shape | config)), len(streams.directions), target.size, source.size
+    model = dataclasses.replace(
+        tiny.make_model(len(streams.directions), **(shape | config)),
+        target_vocabulary=target.size,
+        source_vocabulary=source.size,
     )
     return Generator(
         model,

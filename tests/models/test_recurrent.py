@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from bidi.models.lstm import LSTM, begins
 from bidi.models.pairing import Pairing
-from bidi.models.recurrent import greatest
+from bidi.models.recurrent_decoder import greatest
 from bidi.search.coupling import Product
 from tests.models import test_transformer_in_search as in_search
 from tests.models import tiny

@@ -1,0 +1,230 @@
+"""The recurrent model's decoders: streams that run side by side and may read each other.
+
+Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S source or cached steps,
+T target steps, E examples of a row, D model.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from bidi.models.attention import attend, both_mask, merge_heads, split_heads, split_keys
+from bidi.models.config import RecurrentConfig
+from bidi.models.decoder import (
+    KeysValues,
+    SourceAttention,
+    cached_mask,
+    empty_keys_values,
+    keys_values_of,
+    own_streams,
+    pairs_as_steps,
+    steps_as_pairs,
+    stream_source_mask,
+    write,
+)
+from bidi.models.dense import Dense
+from bidi.models.lstm import LSTM, begins
+from bidi.models.model import Cache
+from bidi.models.pairing import Pairing
+from bidi.models.sublayers import per_way
+
+
+@flax.struct.dataclass
+class Encoded:
+    """What the decoders read of a batch of sources.
+
+    Attributes:
+        keys_values: of each decoder, see `SourceAttention.project`.
+        segments_BS: int32, 0 for padding.
+        modulations: of each normalisation, [B, W, E, 2D], see `Modulation`.
+    """
+
+    keys_values: KeysValues
+    segments_BS: jax.Array
+    modulations: list[jax.Array]
+
+
+def greatest(x_BSD: jax.Array, segments_BS: jax.Array, examples: int) -> jax.Array:
+    """The greatest entries over each example of a row, [B, E, D]; 0 where there is no example."""
+    rows, _, size = x_BSD.shape
+    rows_B1 = jnp.arange(rows)[:, None]
+    # Padding counts for an example for which there is no room.
+    example_BS = jnp.where(segments_BS == 0, rows * examples, rows_B1 * examples + segments_BS - 1)
+    found = jax.ops.segment_max(
+        x_BSD.reshape(-1, size), example_BS.reshape(-1), num_segments=rows * examples
+    )
+    return jnp.where(jnp.isneginf(found), 0.0, found).reshape(rows, examples, size)
+
+
+def of_examples(values_BWED: jax.Array, segments_BPWT: jax.Array) -> jax.Array:
+    """The values of the example that each step belongs to, [B, P, W, T, D]."""
+    rows, ways, examples, _ = values_BWED.shape
+    rows_B111 = jnp.arange(rows)[:, None, None, None]
+    ways_11W1 = jnp.arange(ways)[None, None, :, None]
+    # What padding takes counts for nothing.
+    return values_BWED[rows_B111, ways_11W1, jnp.clip(segments_BPWT - 1, 0, examples - 1)]
+
+
+class Modulation(nn.Module):
+    """From a condition, the scale (less 1) and the shift of a normalisation: [..., D] -> [..., 2D].
+
+    Self-modulation (Chen et al. 2019, "On self modulation for generative adversarial networks").
+    """
+
+    @nn.compact
+    def __call__(self, condition_D: jax.Array) -> jax.Array:
+        size = condition_D.shape[-1]
+        return Dense(2 * size, name="out")(nn.relu(Dense(size // 2, name="in")(condition_D)))
+
+
+class Decoder(nn.Module):
+    """Embedded streams to the states from which tokens are predicted; each way has its own.
+
+    Attributes:
+        config: see `RecurrentConfig`.
+        ways: W.
+    """
+
+    config: RecurrentConfig
+    ways: int
+
+    def setup(self):
+        config, size = self.config, self.config.model_size
+        modulation = nn.vmap(
+            Modulation,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            out_axes=1,
+            axis_size=self.ways,
+        )
+        self.modulations = [modulation() for _ in range(config.decoder_layers + 1)]
+        self.normalise = nn.LayerNorm(use_scale=False, use_bias=False)
+        self.layers = [per_way(LSTM, own=True)(size) for _ in range(config.decoder_layers)]
+        self.drop = nn.Dropout(config.dropout)
+        self.source_attention = SourceAttention(
+            size, config.heads, self.ways, own=True, dtype=jnp.dtype("float32")
+        )
+        if config.interaction == "top":
+            self.qkv = per_way(Dense, own=True)(3 * size)
+        self.out = per_way(Dense, own=True)(size)
+
+    def encode(self, encoded_BSD: jax.Array, segments_BS: jax.Array, examples: int) -> Encoded:
+        """What is read of the sources at every step."""
+        condition_BED = greatest(encoded_BSD, segments_BS, examples)
+        return Encoded(
+            self.source_attention.project(encoded_BSD),
+            segments_BS,
+            [modulation(condition_BED) for modulation in self.modulations],
+        )
+
+    def __call__(
+        self,
+        x_BPWTD: jax.Array,
+        encoded: Encoded,
+        segments_BPWT: jax.Array,
+        train: bool,
+        interact: bool,
+        own_only: bool,
+    ) -> jax.Array:
+        """[B, P, W, T, D] -> [B, P, W, T, D]; `own_only`: [B, 1, W, T, D], see `Model.states`."""
+        modulations = [of_examples(values, segments_BPWT) for values in encoded.modulations]
+        begins_BPWT = begins(segments_BPWT)
+        x_BPWTD = self._modulated(x_BPWTD, modulations[0])
+        for layer, modulation in zip(self.layers, modulations[1:], strict=True):
+            x_BPWTD, _ = layer(x_BPWTD, begins_BPWT, None)
+            x_BPWTD = self.drop(self._modulated(x_BPWTD, modulation), deterministic=not train)
+        other_BPWTD = None
+        if interact:
+            mask = both_mask(segments_BPWT)[..., segments_BPWT.shape[-1] :, :]
+            other_BPWTD = merge_heads(_read_other(*self._queries_keys_values(x_BPWTD), mask))
+            if own_only:
+                x_BPWTD, other_BPWTD, segments_BPWT = (
+                    own_streams(x) for x in (x_BPWTD, other_BPWTD, segments_BPWT)
+                )
+        source_mask = stream_source_mask(segments_BPWT, encoded.segments_BS, self.ways)
+        source_BPWTD = self.source_attention.read(x_BPWTD, encoded.keys_values, source_mask)
+        return self._joined(x_BPWTD, other_BPWTD, source_BPWTD)
+
+    def step(
+        self,
+        x_BKW1D: jax.Array,
+        encoded: Encoded,
+        cache: Cache,
+        step_B: jax.Array,
+        origins_BPWT: jax.Array,
+        interact: bool,
+        pairing: Pairing,
+    ) -> tuple[jax.Array, Cache]:
+        """One step of streams: the states [B, P, W, 1, D] of pairs, and the cache with it."""
+        origins_BKWT = pairing.origins(origins_BPWT)
+        before_B111 = jnp.maximum(step_B - 1, 0)[:, None, None, None]
+        # Where a stream has ended it is of no matter from where it goes on.
+        from_BKW1 = jnp.maximum(jnp.take_along_axis(origins_BKWT, before_B111, axis=-1), 0)
+        begins_BKW1 = jnp.broadcast_to((step_B == 0)[:, None, None, None], from_BKW1.shape)
+        modulations = [values[:, None, :, :1] for values in encoded.modulations]
+        cache = dict(cache)
+        with jax.named_scope("recurrence"):
+            x_BKW1D = self._modulated(x_BKW1D, modulations[0])
+            for index, layer in enumerate(self.layers):
+                name = f"layers_{index}"
+                carry = jax.tree.map(
+                    lambda room: jnp.take_along_axis(room, from_BKW1, axis=1), cache[name]
+                )
+                x_BKW1D, cache[name] = layer(x_BKW1D, begins_BKW1, carry)
+                x_BKW1D = self._modulated(x_BKW1D, modulations[index + 1])
+        other_BPW1D = None
+        with jax.named_scope("attention"):
+            if interact:
+                mask_BW1KS = cached_mask(origins_BKWT, step_B, interact=False)
+                mask_BW1PS = pairs_as_steps(pairing.pairs(steps_as_pairs(mask_BW1KS)))
+                q, k, v = self._queries_keys_values(x_BKW1D)
+                cache["top"] = write(cache["top"], k, v, step_B)
+                queries = pairs_as_steps(pairing.pairs(q))
+                read = _read_other(queries, *keys_values_of(cache["top"]), mask_BW1PS)
+                other_BPW1D = merge_heads(steps_as_pairs(read))
+            source_mask = (encoded.segments_BS != 0)[:, None, None, None]
+            source_BKW1D = self.source_attention.read(x_BKW1D, encoded.keys_values, source_mask)
+        own_BPW1D, source_BPW1D = pairing.pairs(x_BKW1D), pairing.pairs(source_BKW1D)
+        return self._joined(own_BPW1D, other_BPW1D, source_BPW1D), cache
+
+    def empty_cache(self, batch: int, streams: int, steps: int) -> Cache:
+        """The last states of every stream, and room for so many steps of what others read of it."""
+        config = self.config
+        nothing_BKWD = jnp.zeros((batch, streams, self.ways, config.model_size))
+        cache: Cache = {
+            f"layers_{layer}": (nothing_BKWD, nothing_BKWD)
+            for layer in range(config.decoder_layers)
+        }
+        if config.interaction == "top":
+            width = config.model_size // config.heads
+            cache["top"] = empty_keys_values(
+                batch, self.ways, streams, steps, config.heads, width, nothing_BKWD.dtype
+            )
+        return cache
+
+    def _modulated(self, x_D: jax.Array, modulation_2D: jax.Array) -> jax.Array:
+        scale_D, shift_D = jnp.split(modulation_2D, 2, axis=-1)
+        return self.normalise(x_D) * (1 + scale_D) + shift_D
+
+    def _queries_keys_values(self, x_BPWTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q, k, v = jnp.split(self.qkv(x_BPWTD), 3, axis=-1)
+        heads = self.config.heads
+        return split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
+
+    def _joined(
+        self, own_D: jax.Array, other_D: jax.Array | None, source_D: jax.Array
+    ) -> jax.Array:
+        """From a stream's own state, what it reads of the source, and what of the other stream."""
+        parts = [own_D, source_D]
+        if self.config.interaction == "top":
+            parts.append(jnp.zeros_like(own_D) if other_D is None else other_D)
+        return nn.leaky_relu(self.out(jnp.concatenate(parts, axis=-1)), 0.2)
+
+
+def _read_other(
+    q_NWHTE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Each way's keys are read by the other's queries; `mask`: for the keys of way w."""
+    return jnp.flip(attend(jnp.flip(q_NWHTE, axis=-4), k_NWHES, v_NWHSE, mask), axis=-4)
