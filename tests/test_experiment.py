@@ -65,12 +65,16 @@ def test_titles(file):
     assert loaded.data.truncate_source
     assert loaded.evaluation.metric == "rouge"
     assert (loaded.evaluation.tokens == "characters") == name.startswith("csl_")
-    ways = name.partition("_")[2]
+    ways = name.rpartition("_")[2]
     assert loaded.streams.ways == (ways if ways in WAYS else "both")
-    assert loaded.model.own_decoders == (loaded.streams.ways == "both")
+    recurrent = "_recurrent_" in name
+    assert recurrent == (loaded.model.name == "Recurrent")
+    # The recurrent model's streams never share a decoder.
+    assert recurrent or loaded.model.own_decoders == (loaded.streams.ways == "both")
     # A search may write whatever training has shown.
     longest = loaded.search.max_length(np.array(1))
-    assert longest == loaded.batches.target_length > loaded.data.max_target_length
+    assert longest > loaded.data.max_target_length
+    assert longest == loaded.batches.target_length or loaded.streams.layout == "halves"
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import rich.console
-import rich.progress
 from jax.experimental import multihost_utils
 
 from bidi.data import pseudo
@@ -30,6 +27,7 @@ from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator
 from bidi.experiment import load_run
 from bidi.files import write_whole
+from bidi.progress import progress_bar
 from bidi.provenance import provenance
 from bidi.search.beam_search import SearchConfig
 from bidi.training.checkpoints import checksum
@@ -150,7 +148,7 @@ def label(
     mine = _shards(directory, pairs)[process_index::process_count]
     missing = [shard for shard in mine if not shard.path.exists()]
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bar() as progress:
         done = len(mine) - len(missing)
         for shard in progress.track(missing, len(mine), done, description="labelling"):
             if stop.is_set():
@@ -235,14 +233,3 @@ def _finish(directory: pathlib.Path, prepared: Prepared) -> None:
     for split, entry in splits.items():
         equal = {way: f"{100 * entry[way]['equal_to_gold']:.1f} %" for way in ("l2r", "r2l")}
         log.info("%s: %d pairs, equal to gold: %s", split, entry["pairs"], equal)
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(file=sys.stderr),
-        disable=not sys.stderr.isatty(),
-    )

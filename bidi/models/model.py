@@ -58,6 +58,11 @@ class Model(nn.Module):
         if self.config.copy_prior:
             self.prior = CopyPrior(self.target_vocabulary)
 
+    def embedding(self, size: int) -> nn.Embed:
+        """Of a vocabulary of this size, as wide as the model."""
+        init = nn.initializers.normal(self.config.model_size**-0.5)
+        return nn.Embed(size, self.config.model_size, embedding_init=init)
+
     def __call__(self, batch: Batch, train: bool = False, interact: bool = True) -> jax.Array:
         """Logits of the labels.
 

@@ -26,17 +26,13 @@ class Recurrent(Model):
         super().setup()
         config = self.config
 
-        def embedding(size: int) -> nn.Embed:
-            init = nn.initializers.normal(config.model_size**-0.5)
-            return nn.Embed(size, config.model_size, embedding_init=init)
-
-        self.target_embedding = embedding(self.target_vocabulary)
+        self.target_embedding = self.embedding(self.target_vocabulary)
         self.source_embedding = (
             self.target_embedding
             if self.source_vocabulary is None
-            else embedding(self.source_vocabulary)
+            else self.embedding(self.source_vocabulary)
         )
-        self.output = embedding(self.target_vocabulary)
+        self.output = self.embedding(self.target_vocabulary)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.ways)
         self.drop = nn.Dropout(config.dropout)

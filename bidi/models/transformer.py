@@ -47,19 +47,15 @@ class Transformer(Model):
         config = self.config
         joint = self.source_vocabulary is None
 
-        def embedding(size: int) -> nn.Embed:
-            init = nn.initializers.normal(config.model_size**-0.5)
-            return nn.Embed(size, config.model_size, embedding_init=init)
-
-        self.target_embedding = embedding(self.target_vocabulary)
+        self.target_embedding = self.embedding(self.target_vocabulary)
         if joint and config.tied_embeddings:
             self.source_embedding = self.target_embedding
         else:
-            self.source_embedding = embedding(
+            self.source_embedding = self.embedding(
                 self.target_vocabulary if self.source_vocabulary is None else self.source_vocabulary
             )
         if not config.tied_embeddings:
-            self.output = embedding(self.target_vocabulary)
+            self.output = self.embedding(self.target_vocabulary)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.ways)
         self.drop = nn.Dropout(config.dropout)

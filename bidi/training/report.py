@@ -15,11 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
-import rich.progress
 import tensorboardX
 
 from bidi.files import write_whole
+from bidi.progress import progress_bar
 from bidi.training.loss import LossSums
 
 log = logging.getLogger(__name__)
@@ -55,14 +54,7 @@ class Reporter:
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1
         )
-        self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeRemainingColumn(),
-            console=rich.console.Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-        )
+        self._progress = progress_bar()
         self._task = self._progress.add_task("training", total=steps, completed=first_step)
         self._progress.start()
 
