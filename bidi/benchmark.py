@@ -1,10 +1,12 @@
-"""Measures speed, of two directions beside one: python -m bidi.benchmark train|search [--flag ...].
+"""Measures speed: python -m bidi.benchmark train|search|article [--flag ...].
 
 train  --gin_file=...  the update of an experiment of two directions, on its prepared data, and of
                        the same experiment with L2R alone: milliseconds, tokens/s, FLOP/s, padding,
                        waiting, memory; their ratio beside the bound that the operations set
 search --workdir=...   a trained model's couplings and beams, one sentence at a time and in
                        batches, beside a trained L2R model (--l2r_workdir)
+article --workdir=...  Su 2019's search by a trained recurrent model, as his code runs it, in numpy
+                       and one sentence at a time, beside this one, and what this one saves
 
 All is taken in turn, A B C A B C, and shown as median and range of the rounds; compilation is
 timed apart. Nothing else should run on the machine.
@@ -21,10 +23,11 @@ import rich.console
 from absl import flags
 
 from bidi import config, experiment, trained, verb
-from bidi.benchmarking import programs, searches, tables, updates
+from bidi.benchmarking import product, programs, searches, tables, updates
 from bidi.data.prepared import Prepared
 from bidi.evaluation import restore
 from bidi.files import write_whole
+from bidi.models.config import RecurrentConfig
 from bidi.provenance import CompileMeter, provenance
 
 flags.adopt_module_key_flags(trained)  # so that --help shows them
@@ -42,7 +45,7 @@ _BATCH_TOKENS = flags.DEFINE_list(
     "search: values of Evaluation.batch_tokens.",
 )
 _SENTENCES = flags.DEFINE_integer(
-    "sentences", 500, "search: the first so many of the validation split.", lower_bound=1
+    "sentences", 500, "search, article: the first so many of the validation split.", lower_bound=1
 )
 _PROFILE = flags.DEFINE_bool("profile", False, "search: also where the devices' time goes.")
 
@@ -74,10 +77,7 @@ def train(bindings: list[str]) -> None:
 
 def search(bindings: list[str]) -> None:
     """Measures searches."""
-    _check_output()
-    if flags.FLAGS.partner_workdir:
-        raise verb.UserError("--partner_workdir is not for this verb: it measures single searches")
-    models = trained.load(bindings)
+    models = _single_model(bindings)
     if models is None:
         return
     checkpoint = str(models.system.steps[0])
@@ -107,6 +107,45 @@ def search(bindings: list[str]) -> None:
     _write(report, models.config)
 
 
+def article(bindings: list[str]) -> None:
+    """Measures the article's search."""
+    models = _single_model(bindings)
+    if models is None:
+        return
+    model, search = models.experiment.model, models.experiment.search
+    if not (
+        isinstance(model, RecurrentConfig)
+        and model.interaction == "top"
+        and model.copy_prior
+        and models.experiment.streams.layout == "whole"
+    ):
+        raise verb.UserError(
+            f"--workdir={models.workdir}: the article's search is that of a model with "
+            "Experiment.model = @Recurrent(), Recurrent.interaction = 'top' and "
+            "Recurrent.copy_prior = True that writes whole streams"
+        )
+    if (search.coupling, search.partner_weights) != ("product", "equal"):
+        raise verb.UserError(
+            f"Search.coupling = {search.coupling!r}, Search.partner_weights = "
+            f"{search.partner_weights!r}: the article's are 'product' and 'equal'"
+        )
+    prepared = Prepared.open(models.experiment.data.directory)
+    sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
+    (generator,) = models.system.generators
+    report = product.measure(generator, search, sources, CompileMeter(), rounds=_ROUNDS.value)
+    tables.print_article(report, rich.console.Console())
+    named = {"workdir": str(models.workdir), "checkpoint": str(models.system.steps[0])}
+    _write({"models": {"model": named}, **report}, models.config)
+
+
+def _single_model(bindings: list[str]) -> trained.Trained | None:
+    """The model of `--workdir`; None if only its config was to be printed."""
+    _check_output()
+    if flags.FLAGS.partner_workdir:
+        raise verb.UserError("--partner_workdir is not for this verb: it measures single searches")
+    return trained.load(bindings)
+
+
 def _numbers(flag: flags.FlagHolder) -> list[int]:
     """The values of a list of numbers."""
     if not flag.value or not all(text.isdecimal() and int(text) for text in flag.value):
@@ -130,11 +169,11 @@ def _write(report: dict[str, Any], operative: str) -> None:
         write_whole(pathlib.Path(_OUTPUT.value), text)
 
 
-_MEASUREMENTS = {"train": train, "search": search}
+_MEASUREMENTS = {"train": train, "search": search, "article": article}
 
 
 def _missing(_: list[str]) -> None:
-    raise verb.UserError("say what to measure: python -m bidi.benchmark train, or search")
+    raise verb.UserError("say what to measure: python -m bidi.benchmark train, search, or article")
 
 
 if __name__ == "__main__":

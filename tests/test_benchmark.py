@@ -164,6 +164,12 @@ def test_what_cannot_be_measured_is_named(trained):
             [],
             "--partner_workdir is not for this verb",
         ),
+        (
+            benchmark.article,
+            [f"--workdir={trained.both}"],
+            [],
+            "the article's search is that of a model with Experiment.model = @Recurrent()",
+        ),
         (benchmark.search, [f"--workdir={trained.both}", "--beams=1,x"], [], "--beams=1,x: write"),
         (
             benchmark.search,

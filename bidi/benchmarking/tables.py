@@ -60,6 +60,19 @@ def print_searches(report: dict[str, Any], console: rich.console.Console) -> Non
     _print_memory(report, console)
 
 
+def print_article(report: dict[str, Any], console: rich.console.Console) -> None:
+    """A report of `product.measure`."""
+    table = _table("Su's search", "ms/sentence", "times as fast", "same, %")
+    for row in report["rows"]:
+        table.add_row(
+            row["name"],
+            f"{row['milliseconds_per_sentence']:,.1f}",
+            f"{row['times_as_fast']:,.1f}",
+            f"{100 * row['same']:.1f}",
+        )
+    console.print(table)
+
+
 def _print_alone(rows: list[dict[str, Any]], console: rich.console.Console) -> None:
     headings = ("ms/sentence", "least .. most", "tokens/s", "of L2R's speed", "compiled, s")
     table = _table("Search, one sentence at a time", *headings)

@@ -131,6 +131,7 @@ class Generator:
     """A model, its parameters and its vocabularies.
 
     Attributes:
+        model: the module.
         streams: what the model writes.
         target_vocabulary: of its outputs.
         params: the parameters.
@@ -149,12 +150,28 @@ class Generator:
         """`max_source_length` in tokens, without marker: longer sources are cut."""
         self.streams, self.target_vocabulary = streams, target_vocabulary
         self.params = params
-        self._model, self._source_vocabulary = model, source_vocabulary
+        self.model, self._source_vocabulary = model, source_vocabulary
         self._max_source_length, self._evaluation = max_source_length, evaluation
         self._devices = jax.local_device_count()
         self._compiled_search = functools.cache(self._compile_search)
         self._compiled_price = functools.cache(self._compile_price)
         self._compiled_score = functools.cache(self._compile_score)
+
+    def with_model(self, model: Model) -> "Generator":
+        """The same at work by another module that has these parameters."""
+        return Generator(
+            model,
+            self.params,
+            self.streams,
+            self._source_vocabulary,
+            self.target_vocabulary,
+            self._max_source_length,
+            self._evaluation,
+        )
+
+    def encode(self, sources: Sequence[str]) -> list[np.ndarray]:
+        """Texts as the model reads them: int32 [s], cut to length, with end marker."""
+        return self._with_end(self._encode(sources), Tally())
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -164,7 +181,7 @@ class Generator:
     @property
     def interacts(self) -> bool:
         """Whether the model's streams can read each other."""
-        return self._model.interacts
+        return self.model.interacts
 
     def search(
         self, sources: Sequence[str], config: SearchConfig, tally: Tally | None = None
@@ -231,7 +248,7 @@ class Generator:
         """
         if interact and not self.interacts:
             raise ValueError("interact = True, but this model's streams do not read each other")
-        encoded = self._with_end(self._encode(sources), Tally())
+        encoded = self.encode(sources)
         most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
         scores: list[dict[str, np.ndarray]] = [{} for _ in sources]
         # A row is as long as its source and its longest candidate.
@@ -269,7 +286,7 @@ class Generator:
             pairs: P pairs of streams, each the number of the output that each way's stream writes.
             interact: whether the streams of a pair read each other.
         """
-        encoded = self._with_end(self._encode(sources), Tally())
+        encoded = self.encode(sources)
         pairs_PW = np.array(pairs)
         ways_W = np.arange(pairs_PW.shape[1])
         priced: list[Priced | None] = [None] * len(sources)
@@ -394,7 +411,7 @@ class Generator:
         combined = coupling.hypotheses if config.coupling == "product" else None
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
-            apply = functools.partial(self._model.apply, {"params": params})
+            apply = functools.partial(self.model.apply, {"params": params})
             source = apply(batch, examples=1, method="start")
 
             def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
@@ -453,7 +470,7 @@ class Generator:
         interact: bool,
     ) -> jax.Array:
         """Log-probabilities at each step of whole streams, [B, P, W, T, V]."""
-        apply = functools.partial(self._model.apply, {"params": params})
+        apply = functools.partial(self.model.apply, {"params": params})
         inputs_BPWT = streams["inputs"]
         segments_BPWT = (inputs_BPWT != PAD).astype(jnp.int32)
         positions_BPWT = jnp.broadcast_to(

@@ -32,17 +32,19 @@ def make_generator(
 ) -> Generator:
     """A generator of one compiled shape: 7 tokens and EOS fill the shortest row.
 
-    `params` are random unless given, and then those of a generator of the same `config`.
+    `params` are random unless given, and then those of a generator of the same `config`. Of a
+    `joint` vocabulary sources have target letters.
     """
     streams = Streams(ways, markers, layout)
     shape = {"encoder_layers": 1, "decoder_layers": 1}
     if not config.get("recurrent"):
         shape["tied_embeddings"] = False
-    source, target = vocabulary_of(SOURCE_LETTERS), vocabulary_of(TARGET_LETTERS)
+    joint, target = config.get("joint", False), vocabulary_of(TARGET_LETTERS)
+    source = target if joint else vocabulary_of(SOURCE_LETTERS)
     model = dataclasses.replace(
         tiny.make_model(len(streams.directions), **(shape | config)),
         target_vocabulary=target.size,
-        source_vocabulary=source.size,
+        source_vocabulary=None if joint else source.size,
     )
     return Generator(
         model,

@@ -15,102 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bidi.benchmarking.article import Article
 from bidi.models.lstm import LSTM, begins
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent_decoder import greatest
+from bidi.search.beam_search import SearchConfig
 from bidi.search.coupling import Product
 from tests.models import test_transformer_in_search as in_search
 from tests.models import tiny
 
 VARIED = settings(max_examples=30, deadline=None)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def numpy_lstm(params, x_TD):
-    state = cell = np.zeros(params["kernel"].shape[0])
-    states = []
-    for x_D in x_TD:
-        gates = numpy_dense(params["input"], x_D) + state @ params["kernel"]
-        write, forget, show, new = np.split(gates, 4)
-        cell = sigmoid(forget) * cell + sigmoid(write) * np.tanh(new)
-        state = sigmoid(show) * np.tanh(cell)
-        states.append(state)
-    return np.array(states)
-
-
-def numpy_dense(params, x_D):
-    return x_D @ params["kernel"] + params["bias"]
-
-
-def numpy_norm(x_TD):
-    mean, variance = x_TD.mean(axis=-1, keepdims=True), x_TD.var(axis=-1, keepdims=True)
-    return (x_TD - mean) / np.sqrt(variance + 1e-6)
-
-
-def numpy_read(q_TD, k_SD, v_SD, heads, causal):
-    """What attention reads, head by head."""
-    read = []
-    for q, k, v in zip(*(np.split(x, heads, axis=-1) for x in (q_TD, k_SD, v_SD)), strict=True):
-        weights = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
-        weights = np.tril(weights) if causal else weights
-        read.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
-    return np.concatenate(read, axis=-1)
-
-
-def numpy_model(params, config, source_S, inputs_WT):
-    """Logits [W, T, V] of one example of a joint vocabulary, by Su's description."""
-    layers = {
-        way: jax.tree.map(lambda leaf, way=way: leaf[way], params["decoder"]) for way in (0, 1)
-    }
-    embedding_VD = params["target_embedding"]["embedding"]
-    x_SD = embedding_VD[source_S]
-    for layer in range(config.encoder_layers):
-        norm, lstms = (params["encoder"][f"{name}_{layer}"] for name in ("norm", "layer"))
-        x_SD = numpy_norm(x_SD) * norm["scale"] + norm["bias"]
-        forward, backward = (jax.tree.map(lambda x, i=i: x[i], lstms) for i in (0, 1))
-        x_SD = np.concatenate(
-            [numpy_lstm(forward, x_SD), numpy_lstm(backward, x_SD[::-1])[::-1]], axis=-1
-        )
-    condition_D = x_SD.max(axis=0)
-
-    def modulated(decoder, number, x_TD):
-        modulation = decoder[f"modulations_{number}"]
-        hidden = np.maximum(numpy_dense(modulation["in"], condition_D), 0)
-        scale, shift = np.split(numpy_dense(modulation["out"], hidden), 2)
-        return numpy_norm(x_TD) * (1 + scale) + shift
-
-    states, queries, keys, values = [], [], [], []
-    for way, decoder in layers.items():
-        y_TD = modulated(decoder, 0, embedding_VD[inputs_WT[way]])
-        for layer in range(config.decoder_layers):
-            y_TD = modulated(decoder, layer + 1, numpy_lstm(decoder[f"layers_{layer}"], y_TD))
-        states.append(y_TD)
-        for listed, part in zip(
-            (queries, keys, values),
-            np.split(numpy_dense(decoder["qkv"], y_TD), 3, axis=-1),
-            strict=True,
-        ):
-            listed.append(part)
-    logits = []
-    for way, decoder in layers.items():
-        attention = decoder["source_attention"]
-        source_q = numpy_dense(attention["q"], states[way])
-        source_k, source_v = np.split(numpy_dense(attention["kv"], x_SD), 2, axis=-1)
-        read = [
-            states[way],
-            numpy_read(source_q, source_k, source_v, config.heads, causal=False),
-            numpy_read(queries[way], keys[1 - way], values[1 - way], config.heads, causal=True),
-        ]
-        joined = numpy_dense(decoder["out"], np.concatenate(read, axis=-1))
-        out_TD = np.where(joined > 0, joined, 0.2 * joined)
-        prior = params["prior"]
-        occurs_V = np.isin(np.arange(len(embedding_VD)), source_S)
-        prior_V = prior["scale"] * occurs_V + prior["bias"]
-        logits.append((out_TD @ params["output"]["embedding"].T + prior_V) / 2)
-    return np.array(logits)
 
 
 def test_the_model_is_its_definition():
@@ -122,11 +36,15 @@ def test_the_model_is_its_definition():
     source, streams = tiny.source_batch(segments_BS), tiny.random_streams(segments_BPWT)
     logits = tiny.decode(model, params, source, streams, interact=True)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    article = Article(exact, model.config, in_search.SWAP, SearchConfig("product", 3))
     for row, segment in ((0, 1), (0, 2), (1, 1)):
         here_T = segments_BPWT[row, 0, 0] == segment
         source_S = source["source"][row, segments_BS[row] == segment]
-        expected = numpy_model(exact, model.config, source_S, streams[0][row, 0][:, here_T])
-        np.testing.assert_allclose(logits[row, 0][:, here_T], expected, atol=1e-4)
+        inputs_1WT = streams[0][row][:, :, here_T]
+        (expected_WTV,) = article.logits(source_S, inputs_1WT, last=False)
+        np.testing.assert_allclose(logits[row, 0][:, here_T], expected_WTV, atol=1e-4)
+        (last_W1V,) = article.logits(source_S, inputs_1WT, last=True)
+        np.testing.assert_allclose(last_W1V, expected_WTV[:, -1:], atol=1e-12)
 
 
 @pytest.mark.parametrize("partner_weights", ["equal", "score"])
@@ -136,16 +54,32 @@ def test_the_product_is_the_articles_search(partner_weights):
     case = in_search.Case("product", 3, in_search.SWAP, config, partner_weights)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), case.params)
     result = case.search(rows=2)
+    article = Article(exact, case.model.config, case.streams, case.search_config)
     for q, segments_S in enumerate(in_search.SOURCE["source_segments"]):
         source_S = in_search.SOURCE["source"][q, segments_S == 1]
 
         @functools.cache
         def log_probs(way, own, partner, source_S=source_S):
             inputs_WT = case.inputs(way, own, partner)[:, : len(own) + 1]
-            logits_V = numpy_model(exact, case.model.config, source_S, inputs_WT)[way, -1]
+            logits_V = article.logits(source_S, inputs_WT[None], last=True)[0, way, 0]
             return (logits_V - np.log(np.exp(logits_V).sum())).tolist()
 
-        in_search.assert_sentence(result, q, case, case.reference(q, log_probs))
+        answer = case.reference(q, log_probs)
+        in_search.assert_sentence(result, q, case, answer)
+        if partner_weights == "equal":
+            assert_found(article.find(source_S, int(in_search.MAX_LENGTH_Q[q])), answer, case)
+
+
+def assert_found(found, answer, case):
+    """What the benchmark measures finds the same."""
+    for name, hypotheses in zip(case.streams.directions, answer.n_best, strict=True):
+        listed = found.n_best[name]
+        assert [(h.tokens, h.finished) for h in listed] == [
+            (h.reading(name), h.finished) for h in hypotheses
+        ]
+        expected = [h.log_prob for h in hypotheses]
+        np.testing.assert_allclose([h.log_prob for h in listed], expected, atol=1e-9)
+    assert found.winner == found.n_best[case.streams.directions[answer.winner]][0]
 
 
 SEGMENTS = hnp.arrays(np.int32, (2, 7), elements=st.integers(0, 2)).map(

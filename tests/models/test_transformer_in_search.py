@@ -60,11 +60,13 @@ class Case:
 
     def search(self, rows: int) -> BeamSearchResult:
         """The search of all sentences, so many at a time."""
+        arguments = self.model, self.params, self.streams, self.search_config, rows
+        return jax.device_get(run_search(*arguments))
+
+    @property
+    def search_config(self) -> SearchConfig:
         beam_size = self.hypotheses * (2 if self.coupling == "paired" else 1)
-        config = SearchConfig(
-            self.coupling, beam_size, self.partner_weights, n_best=self.hypotheses
-        )
-        return jax.device_get(run_search(self.model, self.params, self.streams, config, rows))
+        return SearchConfig(self.coupling, beam_size, self.partner_weights, n_best=self.hypotheses)
 
     def reference(self, sentence: int, log_probs: oracle.LogProbs | None = None) -> oracle.Answer:
         """The oracle's search of one; by `log_probs`, or by the model on whole prefixes."""
