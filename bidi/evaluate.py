@@ -72,6 +72,8 @@ def main(bindings: list[str]) -> None:
 def search_name(system: System) -> str:
     """A short name of how outputs were searched and chosen."""
     parts = [system.search.coupling, f"beam{system.search.beam_size}"]
+    if system.search.partner_weights != "equal":
+        parts.append(f"by-{system.search.partner_weights}")
     if len(system.generators) == 2:
         # One model may be evaluated with several partners, and the outputs compared.
         parts += ["partner", pathlib.Path(system.workdirs[1]).resolve().name]

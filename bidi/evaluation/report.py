@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import rich.box
 import rich.console
 import rich.table
 import rich.text
@@ -55,8 +56,15 @@ def title_scores(
     """What is measured of titles and summaries besides `scores`; percent but for the signature."""
     return {
         **rouge.rouge(hypotheses, references, kind),
-        "copied": rouge.copied(hypotheses, sources, kind),
-        "novelty": rouge.novelty(hypotheses, sources, kind),
+        **taken_over(hypotheses, sources, kind),
+    }
+
+
+def taken_over(texts: Sequence[str], sources: Sequence[str], kind: TokenKind) -> dict[str, float]:
+    """How much of texts is their sources'; percent."""
+    return {
+        "copied": rouge.copied(texts, sources, kind),
+        "novelty": rouge.novelty(texts, sources, kind),
     }
 
 
@@ -74,7 +82,8 @@ def results(
 ) -> dict[str, Any]:
     """Metrics of what was chosen, and of each direction's best alone; how often each won.
 
-    `won` and `unfinished` are percent of the outputs: an empty source has none.
+    `won` and `unfinished` are percent of the outputs: an empty source has none. Of titles,
+    `references` says what the first ones take over from their sources.
     """
     references = [example.targets for example in examples]
     sources = [example.source for example in examples]
@@ -93,12 +102,16 @@ def results(
     outputs = [hypothesis for hypothesis in chosen if hypothesis]
     won = Counter(hypothesis.direction for hypothesis in outputs)
     unfinished = sum(not hypothesis.finished for hypothesis in outputs)
-    return {
+    result = {
         "metrics": score(chosen),
         "directions": directions,
         "won": {name: 100 * won[name] / max(len(outputs), 1) for name in directions},
         "unfinished": 100 * unfinished / max(len(outputs), 1),
     }
+    if config.metric == "rouge":
+        right = [texts[0] for texts in references]
+        result["references"] = taken_over(right, sources, config.tokens)
+    return result
 
 
 def samples(
@@ -128,7 +141,9 @@ def print_results(report: dict[str, Any], console: rich.console.Console) -> None
     systems = {"chosen": report["metrics"], **report["directions"]}
     if len(report["directions"]) == 1:
         systems = {"chosen": report["metrics"]}
-    table = rich.table.Table(title=f"{report['split']}: {report['sentences']} sources")
+    title = f"{report['split']}: {report['sentences']} sources"
+    # Narrow: eleven columns fit eighty characters.
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
     shown = _COLUMNS_OF_TITLES if "rouge1" in report["metrics"] else _COLUMNS
     for heading in ("", *shown.values(), "first 4", "last 4", "length", "won"):
         table.add_column(heading, justify="right")
@@ -138,6 +153,8 @@ def print_results(report: dict[str, Any], console: rich.console.Console) -> None
         cells = [f"{value:.2f}" for value in values]
         won = f"{report['won'][name]:.1f} %" if name in report["won"] else ""
         table.add_row(name, *cells, f"{row['length_ratio']:.3f}", won)
+    if right := report.get("references"):
+        table.add_row("right", *(f"{right[key]:.2f}" if key in right else "" for key in shown))
     console.print(table)
     for sample in report["samples"]:
         lines = [rich.text.Text(sample["source"], style="bold")]

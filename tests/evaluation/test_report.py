@@ -1,4 +1,5 @@
 import io
+import itertools
 import math
 
 import pytest
@@ -157,7 +158,8 @@ def printed(lists, chosen, agreement, **evaluation):
 
 def rows(lines):
     """The cells of the table by the first of their row."""
-    inside = (line.replace("│", " ").split() for line in lines if line.startswith("│"))
+    (rule,) = (number for number, line in enumerate(lines) if line.startswith(" ───"))
+    inside = itertools.takewhile(bool, (line.split() for line in lines[rule + 1 :]))
     return {cells[0]: cells[1:] for cells in inside}
 
 
@@ -175,13 +177,16 @@ def test_the_table_names_systems_and_shares():
 
 def test_the_table_of_titles():
     (heading,) = (line for line in printed(FOUND, CHOSEN, None) if "BLEU" in line)
-    assert heading.replace("┃", " ").split()[:4] == ["WER", "PER", "BLEU", "chrF"]
+    assert heading.split()[:4] == ["WER", "PER", "BLEU", "chrF"]
     lines = printed(FOUND, CHOSEN, None, metric="rouge")
     (heading,) = (line for line in lines if "BLEU" in line)
-    headings = heading.replace("┃", " ").split()
+    headings = heading.split()
     assert headings[:6] == ["R-1", "R-2", "R-L", "BLEU", "copied", "novel"]
     # A C of A B and A C; B B C of A B C; none of A; D of D.
     assert rows(lines)["chosen"][0] == f"{100 * (1 + 2 / 3 + 0 + 1) / 4:.2f}"
+    # Of seven words B, which is in "[/b] :cat:", and D; and no bigram.
+    assert rows(lines)["right"] == [f"{100 * 2 / 7:.2f}", "100.00"]
+    assert max(map(len, lines[: lines.index("")])) <= 80
 
 
 def test_samples_are_printed_as_they_are():
