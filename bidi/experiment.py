@@ -93,6 +93,7 @@ class Experiment:
             partner=self.partner,
             label_smoothing=self.training.label_smoothing,
             ema_decay=self.training.ema_decay,
+            skip_nonfinite=self.training.skip_nonfinite > 0,
         )
 
 

@@ -27,7 +27,7 @@ from bidi.data.streams import Direction
 from bidi.evaluation.label import Labellers, label, load_labellers
 from bidi.evaluation.restore import UnfitModelsError
 from bidi.experiment import Experiment
-from bidi.training import checkpoints, loop
+from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
 _WORKDIR = flags.DEFINE_string(
@@ -51,9 +51,7 @@ def main(bindings: list[str]) -> None:
         finished = (_run_recipe if flags.FLAGS.gin_file else _label_only)(bindings)
     except (
         UnfitModelsError,
-        loop.CannotResumeError,
-        checkpoints.UnreadableError,
-        FloatingPointError,
+        *loop.ERRORS,
     ) as error:
         raise verb.UserError(str(error)) from None
     if not finished:

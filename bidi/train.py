@@ -8,7 +8,7 @@ import pathlib
 from absl import flags
 
 from bidi import config, experiment, verb
-from bidi.training import checkpoints, loop
+from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
 _WORKDIR = flags.DEFINE_string(
@@ -26,7 +26,7 @@ def main(bindings: list[str]) -> None:
         raise verb.UserError("--workdir is missing: where shall the run live?")
     try:
         outcome = loop.train(loaded, pathlib.Path(_WORKDIR.value))
-    except (loop.CannotResumeError, checkpoints.UnreadableError, FloatingPointError) as error:
+    except loop.ERRORS as error:
         raise verb.UserError(str(error)) from None
     if not outcome.finished:
         print(

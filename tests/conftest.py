@@ -1,6 +1,7 @@
 """Every test sees eight virtual CPU devices and strict shapes."""
 
 import os
+import shutil
 
 # Before jax is imported anywhere: the number of host devices is fixed at start-up. Programs of
 # tiny models take far longer to optimise than to run: without it XLA compiles them in a third of
@@ -16,7 +17,7 @@ import jax
 import pytest
 
 from bidi.evaluation import restore
-from tests import trained_run
+from tests import stoppable_run, trained_run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A first example compiles, and machines are busy: time is for the benchmark to judge.
@@ -51,3 +52,24 @@ def restore_once(monkeypatch, restored):
         return restored[key]
 
     monkeypatch.setattr(restore, "restore_generator", restore_or_reuse)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A directory with an experiment file and its prepared data: words and their mirror images."""
+    yield from stoppable_run.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny):
+    """The workdir of a run that nothing stopped."""
+    process = stoppable_run.Process(tiny, tiny / "undisturbed")
+    assert process.finish() == 0, process.output
+    assert f"{stoppable_run.STEPS} updates in" in process.output
+    return process.workdir
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(undisturbed, tmp_path / "finished")

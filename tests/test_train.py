@@ -1,219 +1,33 @@
-"""Contract 7 in real processes: stopped anywhere, a run goes on as if it had not been.
-
-Every run here is one of a few: they share one compilation cache, so only the first compiles.
-"""
+"""Contract 7 in real processes: stopped anywhere, a run goes on as if it had not been."""
 
 import contextlib
 import dataclasses
 import json
 import os
-import pathlib
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 
-import jax
-import orbax.checkpoint as ocp
 import pytest
 
-from bidi import config, experiment
+from bidi import config
 from bidi.data.prepare import prepare
 from bidi.data.sources import DataError
 from bidi.provenance import CompileMeter
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError
+from tests.stoppable_run import (
+    SAVED_EVERY,
+    STEPS,
+    Process,
+    assert_same_run,
+    files,
+    load,
+    rows,
+    saved,
+    train,
+)
 from tests.training.tiny import assert_trees_equal
-
-# Far enough that a busy machine does not reach the end between two looks at the run.
-STEPS, SAVED_EVERY = 300, 60
-# Enough for a first run on a busy machine; nothing waits for it to pass.
-TIMEOUT = 300
-
-EXPERIMENT = f"""
-Data.directory = '$TINY/data'
-Data.source = @ParallelText()
-Data.source_vocabulary = @Vocabulary()
-ParallelText.source = {{'train': '$TINY/train.source', 'validation': '$TINY/validation.source'}}
-ParallelText.target = {{'train': '$TINY/train.target', 'validation': '$TINY/validation.target'}}
-Vocabulary.model_type = 'char'
-
-Batches.rows = 8
-Batches.source_length = 20
-Batches.target_length = 20
-Batches.packing_bins = 4
-
-Transformer.encoder_layers = 0
-Transformer.decoder_layers = 1
-Transformer.model_size = 8
-Transformer.heads = 1
-Transformer.feedforward_size = 8
-Transformer.interaction = 'none'
-Search.coupling = 'none'
-
-Optimizer.warmup_steps = 20
-Training.steps = {STEPS}
-Training.evaluate_every = 30
-Training.checkpoint_every = {SAVED_EVERY}
-Training.log_every = 5
-Training.ema_decay = 0.99
-"""
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """A directory with an experiment file and its prepared data: words and their mirror images."""
-    directory = tmp_path_factory.mktemp("tiny")
-    rng = random.Random(0)
-    for split, count in (("train", 150), ("validation", 12)):
-        words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(count)]
-        (directory / f"{split}.source").write_text("\n".join(words) + "\n")
-        (directory / f"{split}.target").write_text("\n".join(w[::-1] for w in words) + "\n")
-    (directory / "tiny.gin").write_text(EXPERIMENT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINY", str(directory))
-        prepare(load(directory).data)
-        yield directory
-
-
-def load(directory, *bindings, file="tiny.gin"):
-    return config.load(experiment.build, [str(directory / file)], bindings)
-
-
-class Process:
-    """`python -m bidi.train` on two virtual devices."""
-
-    def __init__(self, tiny, workdir, *flags, gin_file="tiny.gin"):
-        self.workdir = pathlib.Path(workdir)
-        self._log = self.workdir.with_name(f"{self.workdir.name}-{time.monotonic_ns()}.log")
-        arguments = [f"--gin_file={tiny / gin_file}", f"--workdir={workdir}", *flags]
-        environment = {
-            **os.environ,
-            "TINY": str(tiny),
-            "JAX_PLATFORMS": "cpu",
-            # The quickest to compile; every run is compared with others of the same kind.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
-            "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(tiny / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bidi.train", *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-
-    @property
-    def output(self):
-        return self._log.read_text()
-
-    def finish(self):
-        """The exit code."""
-        return self._process.wait(TIMEOUT)
-
-    def send(self, number):
-        self._process.send_signal(number)
-
-    def until(self, condition):
-        """Waits for a condition and stops the process (SIGSTOP) while it holds."""
-        end = time.monotonic() + TIMEOUT
-        while time.monotonic() < end:
-            assert self._process.poll() is None, f"it ended before {condition}:\n{self.output}"
-            if condition():
-                self.send(signal.SIGSTOP)
-                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
-                if condition():
-                    return self
-                self.send(signal.SIGCONT)
-            time.sleep(0.001)
-        raise TimeoutError(self.output)
-
-    def kill(self):
-        self.send(signal.SIGKILL)
-        assert self.finish() == -signal.SIGKILL
-        return self
-
-    def rows(self):
-        return rows(self.workdir)
-
-    def checkpoints(self):
-        """The names in the directory of checkpoints, complete ones first, oldest first."""
-        directory = self.workdir / "checkpoints"
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-        return sorted(names, key=lambda name: (not name.isdigit(), int(name.partition(".")[0])))
-
-    def rows_behind_the_checkpoint(self):
-        """Whether updates were reported that no checkpoint holds, and more are to come."""
-        names = self.checkpoints()
-        if not names or not all(name.isdigit() for name in names):
-            return False
-        return int(names[-1]) < self.rows()[-1]["step"] < STEPS
-
-    def is_saving(self):
-        """Whether a checkpoint that is not the first one is being written."""
-        names = self.checkpoints()
-        return len(names) > 1 and any("tmp" in name for name in names)
-
-
-def rows(workdir):
-    """Rows of metrics that are written in full, without what depends on the clock."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [
-        {k: v for k, v in json.loads(line).items() if "second" not in k}
-        for line in lines
-        if line.endswith("\n")
-    ]
-
-
-def saved(workdir, step=STEPS):
-    """Parameters, optimiser's state and moving average of a checkpoint, by no code of ours."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    trees = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("params", "optimizer", "ema"):
-            path = workdir.absolute() / "checkpoints" / str(step) / item
-            shapes = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                checkpointer.metadata(path).item_metadata.tree,
-            )
-            trees[item] = checkpointer.restore(path, shapes)
-    return trees
-
-
-def files(workdir):
-    """Every file's content but for what says when and by what commit a run was started."""
-    return {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file() and path.name != "provenance.json"
-    }
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tiny):
-    """The workdir of a run that nothing stopped."""
-    process = Process(tiny, tiny / "undisturbed")
-    assert process.finish() == 0, process.output
-    assert f"{STEPS} updates in" in process.output
-    return process.workdir
-
-
-@pytest.fixture
-def finished(undisturbed, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(undisturbed, tmp_path / "finished")
-
-
-def assert_same_run(workdir, undisturbed):
-    assert rows(workdir) == rows(undisturbed)
-    assert_trees_equal(saved(workdir), saved(undisturbed))
 
 
 def test_the_undisturbed_run_learns_and_leaves_what_it_should(undisturbed):
@@ -223,7 +37,7 @@ def test_the_undisturbed_run_learns_and_leaves_what_it_should(undisturbed):
     assert validated == list(range(30, STEPS + 1, 30))
     assert len(losses) == STEPS / 5
     assert {path.name for path in undisturbed.iterdir()} == {
-        "checkpoints", "config.gin", "data.json", "metrics.jsonl", "provenance.json",
+        "checkpoints", "config.gin", "data.json", "lock", "metrics.jsonl", "provenance.json",
         "source.model", "target.model", "tensorboard",
     }  # fmt: skip
 
@@ -357,10 +171,6 @@ def test_errors_of_the_user_have_no_traceback(tiny, tmp_path, arguments, message
 
 
 # In this process from here on: nothing is compiled where nothing is left to do.
-
-
-def train(tiny, workdir, *bindings, **kinds):
-    return loop.train(load(tiny, *bindings, **kinds), workdir)
 
 
 def test_a_finished_run_does_nothing(tiny, finished, caplog):

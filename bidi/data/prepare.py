@@ -31,6 +31,7 @@ from array_record.python import array_record_module
 
 import bidi
 from bidi.data import vocabulary
+from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, Source, expand
 from bidi.data.vocabulary import UNK, Vocabulary, VocabularyConfig
 
@@ -73,7 +74,7 @@ class DataConfig:
 
 
 def prepare(config: DataConfig) -> dict[str, Any]:
-    """Prepares the data, or does nothing if the directory holds exactly these.
+    """Prepares the data, or does nothing if the directory holds exactly these, undamaged.
 
     Everything is written into a hidden directory beside the target and renamed at the end: a
     directory that exists is complete. What a killed run left behind is removed by the next.
@@ -117,6 +118,8 @@ def prepare(config: DataConfig) -> dict[str, Any]:
             },
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if directory.exists():
+            shutil.rmtree(directory)  # empty, or damaged
         temporary.rename(directory)
         (directory / _LOCK).unlink()
     return manifest
@@ -175,7 +178,7 @@ def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _existing(directory: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest if these very data are there, None if nothing is."""
+    """The manifest if these very data are there, None if nothing is or they are damaged."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if not (directory / MANIFEST).is_file():
@@ -188,7 +191,42 @@ def _existing(directory: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str,
             f"{directory} holds other data: {'; '.join(different)}. Choose another Data.directory, "
             "or delete this one to prepare it anew"
         )
+    if damage := _damage(directory, manifest):
+        log.warning("%s is prepared again: %s", directory, damage)
+        return None
     return manifest
+
+
+def _damage(directory: pathlib.Path, manifest: dict[str, Any]) -> str | None:
+    """What cannot be read, or is missing."""
+    for split, entry in manifest["splits"].items():
+        kinds = [("pairs", pair_shards(directory, split))]
+        if split != "train":
+            path = _examples_file(directory, split)
+            kinds.append(("examples", [path] if path.exists() else []))
+        for kind, paths in kinds:
+            if not paths:
+                return f"there are no {kind} of {split}"
+            try:
+                records = Records(paths, "it is written anew")
+                if len(records) != entry[kind]:
+                    return f"{len(records)} of {entry[kind]} {kind} of {split} are there"
+                records.check()
+            except DataError as error:
+                return str(error)
+    for side in manifest["vocabularies"]:
+        if not (directory / f"{side}.model").exists():
+            return f"{side}.model is missing"
+    return None
+
+
+def pair_shards(directory: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """The shards of a split's pairs that there are, in order."""
+    return sorted((directory / "pairs").glob(f"{split}-*.array_record"))
+
+
+def _examples_file(directory: pathlib.Path, split: str) -> pathlib.Path:
+    return directory / "examples" / f"{split}.array_record"
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
@@ -269,7 +307,7 @@ def _write_split(
         shards = stack.enter_context(contextlib.closing(_Shards(directory / "pairs", split)))
         texts = None
         if split != "train":
-            path = directory / "examples" / f"{split}.array_record"
+            path = _examples_file(directory, split)
             texts = stack.enter_context(contextlib.closing(record_writer(path)))
         for example in config.source.examples(split):
             examples += 1

@@ -9,11 +9,14 @@ from typing import Any, Protocol
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source
 
-from bidi.data.prepare import FORMAT, MANIFEST
+from bidi.data.prepare import FORMAT, MANIFEST, pair_shards
+from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, expand
 from bidi.data.vocabulary import Vocabulary
+
+_COMMAND = "python -m bidi.prepare --gin_file=... (the same files as for training)"
+_MEND = f"run {_COMMAND}, which mends it"
 
 
 class PairSource(Protocol):
@@ -39,8 +42,8 @@ class Pairs:
       longest: Tokens of the longest pair's `source` and `target`, without marker.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], longest: dict[str, int]):
-        self._records = array_record_data_source.ArrayRecordDataSource([str(p) for p in paths])
+    def __init__(self, paths: Sequence[pathlib.Path], longest: dict[str, int], remedy: str):
+        self._records = Records(paths, remedy)
         self.longest = longest
 
     def __len__(self) -> int:
@@ -85,14 +88,13 @@ class Prepared:
           DataError: It was prepared by a version with another layout.
         """
         path = expand(directory)
-        command = "python -m bidi.prepare --gin_file=... (the same files as for training)"
         if not (path / MANIFEST).is_file():
-            raise FileNotFoundError(f"{path} holds no prepared data: run {command}")
+            raise FileNotFoundError(f"{path} holds no prepared data: run {_COMMAND}")
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest.get("format") != FORMAT:
             raise DataError(
                 f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: "
-                f"delete it and run {command}"
+                f"delete it and run {_COMMAND}"
             )
         return cls(path, manifest)
 
@@ -110,15 +112,15 @@ class Prepared:
         """The token ids of a split's pairs.
 
         Raises:
-          DataError: There is no such split, or a shard is missing or incomplete.
+          DataError: There is no such split, or a shard is missing or damaged.
         """
         entry = self._split(split)
-        paths = sorted((self.directory / "pairs").glob(f"{split}-*.array_record"))
+        paths = pair_shards(self.directory, split)
         longest = {side: entry[side]["longest"] for side in ("source", "target")}
-        if not paths or len(pairs := Pairs(paths, longest)) != entry["pairs"]:
+        if not paths or len(pairs := Pairs(paths, longest, _MEND)) != entry["pairs"]:
             raise DataError(
                 f"{self.directory}/pairs lacks some of the {entry['pairs']} pairs of {split}: "
-                "delete the directory and prepare the data again"
+                f"{_MEND}"
             )
         return pairs
 
@@ -132,7 +134,7 @@ class Prepared:
         path = self.directory / "examples" / f"{split}.array_record"
         if not path.is_file():
             raise DataError(f"{path} is missing: texts are kept of validation and test only")
-        records = array_record_data_source.ArrayRecordDataSource([str(path)])
+        records = Records([path], _MEND)
         texts = map(msgpack.unpackb, records.__getitems__(range(len(records))))
         return [Example(source, tuple(targets)) for source, targets in texts]
 

@@ -104,10 +104,12 @@ class PseudoOutputs:
 def read_outputs(directory: pathlib.Path, split: str, pairs: int) -> Pairs:
     """See `PseudoOutputs.outputs`; of a directory whose manifest need not be finished."""
     paths = sorted(directory.glob(f"{split}-*-of-*.array_record"))
-    if not paths or len(outputs := Pairs(paths, longest={})) != pairs:
+    again = f"and run {_COMMAND} again"
+    remedy = f"delete {directory} {again}"
+    if not paths or len(outputs := Pairs(paths, {}, remedy)) != pairs:
         raise DataError(
             f"{directory} lacks some of the outputs for the {pairs} pairs of {split}: delete it "
-            f"and run {_COMMAND} again"
+            f"{again}"
         )
     return outputs
 

@@ -1,8 +1,11 @@
 """Checkpoints: state, data position and metrics, saved and restored together by Orbax."""
 
+import contextlib
 import json
 import logging
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -19,6 +22,10 @@ _LOSS = "validation_loss"
 _CHECKSUMS = "checksums"
 
 
+class FailedSaveError(RuntimeError):
+    """A checkpoint cannot be written; those before it stand."""
+
+
 class UnreadableError(RuntimeError):
     """There are checkpoints, and none can be read."""
 
@@ -33,6 +40,7 @@ class Checkpoints:
         """Opens `workdir/checkpoints`, new or not."""
         self.directory = (workdir / "checkpoints").absolute()
         self._set_aside(self._unopenable())
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -55,26 +63,50 @@ class Checkpoints:
     def save(
         self, state: TrainState, data: Any, progress: dict[str, Any], loss: float | None
     ) -> None:
-        """Saves in the background.
+        """Saves in the background; `wait` says whether that went well.
 
         Args:
             state: may be donated as soon as this returns.
             data: a Grain iterator, saved with its place.
             progress: JSON, what must fit on a restore.
             loss: on the validation split at this very step, or None.
+
+        Raises:
+            FailedSaveError: it cannot be written; what there is of it is removed.
         """
+        self._saving = int(state.step)
         items = _items(state)
         sums = {name: int(checksum(item)) for name, item in items.items()}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-                data=grain.checkpoint.CheckpointSave(data),
-                progress=ocp.args.JsonSave({**progress, _CHECKSUMS: sums}),
-            ),
-            metrics=None if loss is None else {_LOSS: loss},
-            force=True,
+        arguments = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+            data=grain.checkpoint.CheckpointSave(data),
+            progress=ocp.args.JsonSave({**progress, _CHECKSUMS: sums}),
         )
+        metrics = None if loss is None else {_LOSS: loss}
+        with self._removing_what_failed():
+            self._manager.save(self._saving, args=arguments, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Until what is being saved in the background is written.
+
+        Raises:
+            FailedSaveError: it cannot be written; what there is of it is removed.
+        """
+        with self._removing_what_failed():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _removing_what_failed(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk shows as errors of many libraries
+            for path in self.directory.glob("*.orbax-checkpoint-tmp"):
+                # What another thread still writes there the next start removes.
+                shutil.rmtree(path, ignore_errors=True)
+            raise FailedSaveError(
+                f"The checkpoint of step {self._saving} cannot be written to {self.directory}: "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
     def restore_latest(
         self, state: TrainState, data: Any
@@ -122,7 +154,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """`wait`, and lets go of all threads."""
-        self._manager.wait_until_finished()
+        try:
+            self.wait()
+        except FailedSaveError as error:  # said only: another error brought the run here
+            log.error("%s", error)
         self._manager.close()
 
     def restore_params(self, step: int, params: Any) -> Any:

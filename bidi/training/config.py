@@ -1,6 +1,7 @@
 """How long a run trains, and what it leaves behind."""
 
 import dataclasses
+from typing import Literal
 
 import gin
 
@@ -25,6 +26,10 @@ class TrainingConfig:
             same shape; may contain `$VAR` and `~`. Empty: it starts with random ones.
         hold_out: a fold and the number of folds: the training pairs of this fold are not trained
             on, so that the model can label them (`bidi.pseudo`).
+        skip_nonfinite: an update whose loss or gradient is no finite number changes nothing but
+            the step, and is counted; the run stops when more than this many come in a row.
+        on_failed_save: `stop`, or `continue` without a checkpoint that cannot be written (a full
+            disk). The last checkpoint of a run must be written either way.
     """
 
     steps: int = 10_000
@@ -38,6 +43,8 @@ class TrainingConfig:
     seed: int = 0
     initialize_from: str = ""
     hold_out: tuple[int, int] | None = None
+    skip_nonfinite: int = 0
+    on_failed_save: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self):
         for name in (
@@ -50,6 +57,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training.{name} = {getattr(self, name)} must be at least 1")
+        if self.skip_nonfinite < 0:
+            raise ValueError(f"Training.skip_nonfinite = {self.skip_nonfinite} must be at least 0")
         if self.checkpoint_every % self.evaluate_every:
             raise ValueError(
                 f"Training.checkpoint_every = {self.checkpoint_every} is no multiple of "

@@ -13,9 +13,11 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import jax
+import numpy as np
 
 from bidi import config as gin_config
 from bidi.data import pipeline
@@ -23,14 +25,16 @@ from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
+from bidi.data.vocabulary import EOS
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
-from bidi.training.checkpoints import Checkpoints
+from bidi.training.checkpoints import Checkpoints, FailedSaveError, UnreadableError
 from bidi.training.initial import initial_params
+from bidi.training.lock import InUseError, locked
 from bidi.training.partitioner import Pmap
 from bidi.training.report import Reporter, TrainMeter, means
-from bidi.training.step import TrainState
+from bidi.training.step import Suspects, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +49,23 @@ _FREE = (
     "Tfds.data_dir",
     "ParallelText.",
 )
-_FREE_TRAINING = ("steps", "evaluate_every", "checkpoint_every", "log_every", "keep_checkpoints")
+_FREE_TRAINING = (
+    "steps",
+    "evaluate_every",
+    "checkpoint_every",
+    "log_every",
+    "keep_checkpoints",
+    "skip_nonfinite",
+    "on_failed_save",
+)
 
 
 class CannotResumeError(ValueError):
     """The workdir holds a run that this experiment cannot go on with."""
+
+
+# What `train` raises that is no fault of the program.
+ERRORS = (CannotResumeError, InUseError, UnreadableError, FailedSaveError, FloatingPointError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +86,17 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
 
     Raises:
         CannotResumeError: the workdir holds another run.
-        FloatingPointError: the loss is no number any more; names the update and what to go back to.
+        InUseError: another run is at work in it.
+        FloatingPointError: the loss is no number any more; names the update, its examples if they
+            are why, and what to go back to.
+        FailedSaveError: a checkpoint cannot be written; names the one before.
     """
     compiled = CompileMeter()
     prepared = Prepared.open(experiment.data.directory)
     check_prepared(experiment.data, prepared.manifest)
     run = _Run(experiment, prepared, workdir)
-    with StopOnSignal() as stop:
+    with locked(workdir), StopOnSignal() as stop:
+        run.claim()
         try:
             return run.train(stop, compiled)
         finally:
@@ -114,18 +134,26 @@ class _Run:
         self.prepared, self.rng = prepared, jax.random.key(self.config.seed)
         if self.config.initialize_from and not (workdir / CONFIG_FILE).exists():
             self._initial_params()  # as above
-        # Only now: a config that cannot be run must not lay claim to the workdir.
-        claim_workdir(workdir, prepared, experiment.partner)
-        self.checkpoints = Checkpoints(workdir, self.config.keep_checkpoints)
+
+    def claim(self) -> None:
+        """Only once all is checked: a config that cannot be run must not claim the workdir."""
+        claim_workdir(self.workdir, self.prepared, self.experiment.partner)
+        self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
     def train(self, stop: threading.Event, compiled: CompileMeter) -> Outcome:
-        config, directions = self.config, self.experiment.streams.directions
-        state = self._start()
+        config = self.config
+        state, skipped_in_a_row = self._start()
         first = step = int(state.step)
         if step >= config.steps:
             log.info("All %d steps are made already: nothing to do", step)
             return Outcome(step, finished=True)
-        reporter, meter = Reporter(self.workdir, step, config.steps), TrainMeter(directions)
+        reporter = Reporter(self.workdir, step, config.steps)
+        meter = TrainMeter(
+            self.experiment.streams.directions,
+            self._name_suspects,
+            config.skip_nonfinite,
+            skipped_in_a_row,
+        )
         started = time.perf_counter()
         try:
             while True:
@@ -143,7 +171,9 @@ class _Run:
                 with meter.pause():
                     loss = self._evaluate(state, step, reporter) if evaluating else None
                     if saving:
-                        self._save(state, loss)
+                        reporter.flush()
+                        progress = {"skipped_in_a_row": meter.skipped_in_a_row}
+                        self._save(state, progress, loss, last=final or stopping)
                 if final or stopping:
                     break
                 batch = self.partitioner.for_training(next(self.data))
@@ -162,8 +192,8 @@ class _Run:
         log.info("%d updates in %.1f s", step - first, time.perf_counter() - started)
         return Outcome(step, finished=step == config.steps)
 
-    def _start(self) -> TrainState:
-        """The newest checkpoint's state, else a fresh one."""
+    def _start(self) -> tuple[TrainState, int]:
+        """The newest checkpoint's state, else a fresh one; updates just skipped before it."""
         restored = self.checkpoints.restore_latest(self._shapes(), self.data)
         if restored is None:
             # A state that was never on fewer devices than the steps run on: they compile once.
@@ -173,7 +203,7 @@ class _Run:
                 state = self.trainer.with_params(state, self._initial_params())
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             log.info("New run in %s: %s parameters", self.workdir, f"{parameters:,}")
-            return state
+            return state, 0
         state, progress = restored
         if progress["processes"] != jax.process_count():
             raise CannotResumeError(
@@ -181,7 +211,7 @@ class _Run:
                 f"{jax.process_count()}: the place in the data fits the former number only"
             )
         log.info("Resuming %s from step %d", self.workdir, int(state.step))
-        return state
+        return state, progress.get("skipped_in_a_row", 0)
 
     def _shapes(self) -> TrainState:
         """Of a state, on all devices."""
@@ -208,15 +238,57 @@ class _Run:
         reporter.write(step, row)
         return loss
 
-    def _save(self, state: TrainState, loss: float | None) -> None:
-        self.checkpoints.save(state, self.data, {"processes": jax.process_count()}, loss)
+    def _save(
+        self, state: TrainState, progress: dict[str, int], loss: float | None, last: bool
+    ) -> None:
+        """Saves in the background, but the `last` one: nothing will say that it failed."""
+        goes_on = self.config.on_failed_save == "continue"
+        progress = {"processes": jax.process_count(), **progress}
+        self._attempt(self.checkpoints.wait, goes_on)
+        self._attempt(
+            lambda: self.checkpoints.save(state, self.data, progress, loss), goes_on and not last
+        )
+        if last:
+            self._attempt(self.checkpoints.wait, goes_on=False)
+
+    def _attempt(self, save: Callable[[], None], goes_on: bool) -> None:
+        try:
+            save()
+        except FailedSaveError as error:
+            if goes_on:
+                log.error("%s. Going on; %s", error, self._last_good())
+                return
+            raise FailedSaveError(
+                f"{error}. Make room there and say the same command again; {self._last_good()}"
+            ) from error
+
+    def _name_suspects(self, suspects: Suspects) -> str:
+        """The examples whose loss alone is no finite number, by their sources."""
+        rows = int(suspects.rows)
+        if not rows:
+            return "no example's loss is the reason, their gradient is"
+        if rows == self.experiment.batches.rows:
+            return "so it is with all rows: the parameters are the reason, not the examples"
+        vocabulary = self.prepared.source_vocabulary
+        source_RS = suspects.source.reshape(-1, suspects.source.shape[-1])
+        texts = [
+            vocabulary.decode(example)
+            for row in source_RS
+            for example in np.split(row, np.flatnonzero(row == EOS) + 1)[:-1]
+        ]
+        return f"{rows} rows are the reason, among them the one(s) with the sources " + ", ".join(
+            map(repr, texts)
+        )
+
+    def _last_good(self) -> str:
+        good = self.checkpoints.latest_step()
+        return f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
 
     def _with_advice(self, error: FloatingPointError) -> FloatingPointError:
-        good = self.checkpoints.latest_step()
-        known = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
         return FloatingPointError(
-            f"{error}; {known} in {self.checkpoints.directory}. Lower Optimizer.learning_rate or "
-            "Optimizer.clip_norm, in a new workdir."
+            f"{error}; {self._last_good()} in {self.checkpoints.directory}. Take such examples out "
+            "of the data, or let Training.skip_nonfinite leave out some updates; else lower "
+            "Optimizer.learning_rate or Optimizer.clip_norm, in a new workdir."
         )
 
 

@@ -10,16 +10,19 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
+from tensorboardX import record_writer
 
-from bidi.files import write_whole
+from bidi.files import GrowingFile, in_bucket, write_whole
 from bidi.progress import progress_bar
 from bidi.training.loss import LossSums
+from bidi.training.step import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,22 @@ _SHOWN = {
     "tokens_per_second": "tokens/s",
     "milliseconds_per_update": "ms/update",
 }
+
+
+# tensorboardX asks us for files in directories that begin with this. By its own files a full disk
+# would stop the thread that writes, and then, without a word, the run that waits for it.
+_SCHEME = "bidi"
+
+
+class _TensorboardFiles:
+    def directory_check(self, path: str) -> None:
+        epath.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: str) -> GrowingFile:
+        return GrowingFile(path.removeprefix(f"{_SCHEME}:"))
+
+
+record_writer.register_writer_factory(_SCHEME, _TensorboardFiles())
 
 
 def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, float]:
@@ -50,9 +69,9 @@ class Reporter:
         """Rows behind `first_step`, of a run that was cut off, are dropped: they come again."""
         self._path = workdir / METRICS_FILE
         _drop_rows_behind(self._path, first_step)
-        self._file = self._path.open("a")
+        self._file = GrowingFile(self._path)
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1
+            f"{_SCHEME}:{workdir / 'tensorboard'}", purge_step=first_step + 1
         )
         self._progress = progress_bar()
         self._task = self._progress.add_task("training", total=steps, completed=first_step)
@@ -64,8 +83,9 @@ class Reporter:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Writes a row and shows the gist of it."""
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        self._file.write((json.dumps({"step": step, **row}) + "\n").encode())
+        if not in_bucket(self._path):
+            self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
         kind = next(iter(row)).split("/")[0]
@@ -78,6 +98,10 @@ class Reporter:
         self._progress.update(self._task, description=shown if kind == "train" else None)
         if not sys.stderr.isatty() or kind != "train":
             log.info("step %d  %s  %s", step, kind, shown)
+
+    def flush(self) -> None:
+        """To be called before a state is saved: who resumes from there has all rows up to it."""
+        self._file.flush()
 
     def close(self) -> None:
         """Lets go of files and terminal."""
@@ -102,9 +126,25 @@ class TrainMeter:
     work on while the host looks at them.
     """
 
-    def __init__(self, directions: Sequence[str]):
-        """`directions` names the ways."""
+    def __init__(
+        self,
+        directions: Sequence[str],
+        name_suspects: Callable[[Suspects], str],
+        skip: int = 0,
+        skipped_in_a_row: int = 0,
+    ):
+        """Nothing is added yet.
+
+        Args:
+            directions: names the ways.
+            name_suspects: says in words what made an update no finite number.
+            skip: so many updates in a row may be skipped.
+            skipped_in_a_row: just before the first that is added.
+        """
         self._directions = directions
+        self._name_suspects, self._skip = name_suspects, skip
+        self.skipped_in_a_row = skipped_in_a_row
+        self._skipped = 0
         self._pending: tuple[int, Any] | None = None
         self._totals: Any = None
         self._updates = 0
@@ -120,32 +160,50 @@ class TrainMeter:
         """Reads what is pending.
 
         Raises:
-            FloatingPointError: the loss or the gradient is no finite number.
+            FloatingPointError: the loss or the gradient is no finite number, in more updates in a
+                row than may be skipped.
         """
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
+        suspects = metrics.pop("suspects")
         loss, norm = float(metrics["sums"].loss), float(metrics["gradient_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"update {step} (from step {step - 1} to {step}): loss {loss}, gradient norm {norm}"
+            self._skip_or_stop(
+                f"update {step} (from step {step - 1} to {step}): loss {loss}, gradient norm "
+                f"{norm}; {self._name_suspects(suspects)}"
             )
+            return
+        self.skipped_in_a_row = 0
         if self._totals is not None:
             metrics = jax.tree.map(np.add, self._totals, metrics)
         self._totals = metrics
         self._updates += 1
 
+    def _skip_or_stop(self, what: str) -> None:
+        self.skipped_in_a_row += 1
+        self._skipped += 1
+        if self.skipped_in_a_row <= self._skip:
+            log.warning("Skipped %s", what)
+            return
+        if self._skip:
+            what += f"; {self._skip} updates in a row before it were skipped already"
+        raise FloatingPointError(what)
+
     def row(self) -> dict[str, float]:
         """The means since the last row; nothing where there were no updates."""
+        skipped = {"train/skipped": float(self._skipped)} if self._skipped else {}
+        self._skipped = 0
         if not self._updates:
-            return {}
+            return skipped
         now = time.perf_counter()
         seconds, updates, sums = now - self._since, self._updates, self._totals["sums"]
         row = {
             **means(sums, self._directions, "train"),
             "train/gradient_norm": float(self._totals["gradient_norm"]) / updates,
+            **skipped,
         }
         if timed := updates - self._untimed:
             tokens = float(sums.tokens_W.sum()) * timed / updates

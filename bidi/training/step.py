@@ -1,6 +1,6 @@
 """One update of the parameters, pure; and the sums that validation needs.
 
-Letters: W ways.
+Letters: A microbatches, B batch, W ways, S source steps, T target steps, D model, N devices.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from bidi.data.partner import Partner
+from bidi.data.vocabulary import PAD
 from bidi.models.model import Model
 from bidi.training.loss import LossSums, cross_entropy
 from bidi.training.partner import Update, beside_guesses
@@ -36,6 +37,20 @@ class TrainState:
     ema: dict | None
 
 
+@flax.struct.dataclass
+class Suspects:
+    """Rows of an update that by themselves make its loss no finite number.
+
+    Attributes:
+        rows: int32, how many there are on all devices.
+        source: int32 [N, A, S] (without N where no axis is mapped), source tokens of the first such
+            row of each device and microbatch; PAD where there is none.
+    """
+
+    rows: jax.Array
+    source: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """What an update is made of; static, shared by all updates.
@@ -46,6 +61,8 @@ class Trainer:
         partner: what a stream reads of the other.
         label_smoothing: see `cross_entropy`.
         ema_decay: of the moving average; 0 keeps none.
+        skip_nonfinite: whether an update whose loss or gradient is no finite number changes nothing
+            but the step.
     """
 
     model: Model
@@ -53,6 +70,7 @@ class Trainer:
     partner: Partner
     label_smoothing: float
     ema_decay: float
+    skip_nonfinite: bool = False
 
     def init(self, rng: jax.Array, batch: Batch) -> TrainState:
         """Fresh parameters; of `batch` only shapes count."""
@@ -82,8 +100,8 @@ class Trainer:
             axis: name of the mapped axis over which devices add up, if any.
 
         Returns:
-            The state after it, and metrics: sums over all devices as in `LossSums`, and the global
-            norm of the gradient before clipping.
+            The state after it, and metrics, equal on all devices: `sums` as in `LossSums`,
+            `gradient_norm`, the global one before clipping, and `suspects`, see `Suspects`.
         """
         rng = jax.random.fold_in(rng, state.step)
         if axis is not None:
@@ -93,23 +111,38 @@ class Trainer:
             number, batch = numbered_batch
             gradient_of = jax.value_and_grad(self._loss, has_aux=True)
             update = Update(jax.random.fold_in(rng, number), state.step)
-            (_, sums), gradient = gradient_of(state.params, batch, update)
-            return jax.tree.map(jnp.add, total, (sums, gradient)), None
+            (_, (sums, suspects)), gradient = gradient_of(state.params, batch, update)
+            return jax.tree.map(jnp.add, total, (sums, gradient)), suspects
 
         numbers = jnp.arange(jax.tree.leaves(batches)[0].shape[0])
         ways = batches["inputs"].shape[2]
-        total, _ = jax.lax.scan(
+        total, suspects = jax.lax.scan(
             add_microbatch, (_no_sums(ways), _zeros(state.params)), (numbers, batches)
         )
+        suspects = Suspects(suspects.rows.sum(), suspects.source)
         sums, gradient = total if axis is None else jax.lax.psum(total, axis)
+        if axis is not None:
+            suspects = Suspects(
+                jax.lax.psum(suspects.rows, axis), jax.lax.all_gather(suspects.source, axis)
+            )
         # sum(loss) / sum(tokens) over ALL devices and microbatches, divided once.
         tokens = jnp.maximum(sums.tokens_W.sum(), 1.0)
         gradient = jax.tree.map(lambda leaf: leaf / tokens, gradient)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(step, params, optimizer, self._average(state.ema, params, step)), metrics
+        norm = optax.tree.norm(gradient)
+        metrics = {"sums": sums, "gradient_norm": norm, "suspects": suspects}
+        new = TrainState(step, params, optimizer, self._average(state.ema, params, step))
+        if self.skip_nonfinite:
+            # Both are sums over all devices: all decide alike.
+            finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+            new = jax.tree.map(
+                lambda changed, kept: jnp.where(finite, changed, kept),
+                new,
+                dataclasses.replace(state, step=step),
+            )
+        return new, metrics
 
     def evaluate_step(self, params: dict, batch: Batch, axis: str | None = None) -> LossSums:
         """Sums of the unsmoothed loss over all devices.
@@ -121,12 +154,14 @@ class Trainer:
         sums = cross_entropy(states_BWTD, output, batch["labels"], batch["weights"], 0.0)
         return sums if axis is None else jax.lax.psum(sums, axis)
 
-    def _loss(self, params: dict, batch: Batch, update: Update) -> tuple[jax.Array, LossSums]:
+    def _loss(
+        self, params: dict, batch: Batch, update: Update
+    ) -> tuple[jax.Array, tuple[LossSums, Suspects]]:
         states_BWTD, output = self._unprojected(params, batch, update)
         sums = cross_entropy(
             states_BWTD, output, batch["labels"], batch["weights"], self.label_smoothing
         )
-        return sums.loss, sums
+        return sums.loss, (sums, _suspects(jax.lax.stop_gradient(states_BWTD), batch["source"]))
 
     def _unprojected(self, params: dict, batch: Batch, update: Update | None) -> Any:
         """What `Model.unprojected` gives, beside the partner; no update is a validation."""
@@ -144,6 +179,15 @@ class Trainer:
         # A short memory at first: else the average would hold the random start for long.
         decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
         return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+
+def _suspects(states_BWTD: jax.Array, source_BS: jax.Array) -> Suspects:
+    """Of one microbatch; the source is [S]."""
+    # By the row, not the example: what is no number spreads over all that is attended to.
+    bad_B = ~jnp.isfinite(states_BWTD.sum(axis=(1, 2, 3), dtype=jnp.float32))
+    first_B = bad_B & (jnp.cumsum(bad_B) == 1)
+    source_S = jnp.where(first_B[:, None], source_BS, PAD).sum(axis=0)
+    return Suspects(bad_B.sum(), source_S)
 
 
 def _no_sums(ways: int) -> LossSums:
