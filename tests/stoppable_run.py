@@ -167,6 +167,10 @@ class Process:
             return False
         return self.has_rows_behind(int(names[-1]))
 
+    def has_state(self):
+        """Whether it has begun, or has read where it goes on."""
+        return "New run" in self.output or "Resuming" in self.output
+
     def has_rows_behind(self, step):
         """Whether updates behind this one were reported, and more are to come."""
         return step < self.rows()[-1]["step"] < STEPS

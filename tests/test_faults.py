@@ -1,4 +1,4 @@
-"""What goes wrong, done to real runs: killed, without room, damaged data, no numbers, two at once."""
+"""What goes wrong, done to real runs: killed, no room, damaged data, no numbers, two at once."""
 
 import contextlib
 import os
@@ -33,18 +33,20 @@ from tests.training.tiny import assert_trees_equal
 @pytest.mark.slow
 def test_killed_twenty_times_at_random(tiny, undisturbed, tmp_path):
     """In test_train.py it is three times, at chosen moments."""
-    draw, kills, starts = random.Random(), [], 0
+    draw, kills = random.Random(), []
     while len(kills) < 20:
         process = Process(tiny, tmp_path / "run")
-        starts += 1
-        process.until(lambda: "Resuming" in process.output or "New run" in process.output)
-        # Until it is in its first updates; a few times it comes farther.
-        if not process.go_on_for(draw.choice([0.5, 2, 2, 2, 4]) * draw.random()):
-            break  # it was over before twenty kills: the assertion below says so
+        if draw.random() < 0.8:
+            process.until(process.has_state)  # else it is killed while it starts, mostly
+        done = max((int(name) for name in process.checkpoints() if name.isdigit()), default=0)
+        hurry = done / STEPS < len(kills) / 20
+        # A run that is over cannot be killed: the assertion below would say so.
+        if not process.go_on_for(draw.random() * (6 if hurry else 0.5)):
+            break
         process.kill()
         kills.append((process.checkpoints(), len(process.rows())))
-    print(starts, kills)
-    assert len(kills) == 20, kills
+    print(kills)
+    assert len(kills) == 20
     process = Process(tiny, tmp_path / "run")
     assert process.finish() == 0, process.output
     assert_same_run(process.workdir, undisturbed)
@@ -91,7 +93,8 @@ def test_a_full_disk_costs_checkpoints_but_no_run(tiny, undisturbed, tmp_path):
         filled.unlink()
 
         process = Process(tiny, process.workdir, "--gin.Training.on_failed_save=continue")
-        process.until(lambda: process.has_rows_behind(int(good)))
+        # What has compiled has dropped the rows of the run before.
+        process.until(lambda: "Compiled" in process.output and process.has_rows_behind(int(good)))
         filled = fill(disk)
         process.go_on()
         process.until(lambda: "Going on; the last good checkpoint is step" in process.output)
@@ -240,7 +243,7 @@ def test_a_batch_without_a_number_is_skipped_by_option(poisoned, tiny, tmp_path,
 
 def test_the_second_run_on_a_workdir_is_refused(tiny, tmp_path):
     process = Process(tiny, tmp_path / "run")
-    process.until(lambda: "New run" in process.output)
+    process.until(process.has_state)
     before = files(process.workdir)
     with pytest.raises(lock.InUseError, match=f"{process.workdir} .process {process.number} on "):
         train(tiny, process.workdir)

@@ -112,3 +112,32 @@ def test_evaluation_has_no_dropout_and_no_smoothing(descent):
         sums.nll_W, (nll(state.params) * batch["weights"]).sum(axis=(0, 2)), rtol=1e-5
     )
     np.testing.assert_allclose(sums.loss, sums.nll_W.sum(), rtol=1e-6)
+
+
+def test_an_update_without_a_number_changes_nothing_but_the_step_if_skipped(descent):
+    state = descent[1]
+    embedding = state.params["Embed_0"]["embedding"].at[7].set(jnp.nan)
+    params = {**state.params, "Embed_0": {"embedding": embedding}}
+    trainer = Trainer(Bigram(), optax.adam(1.0), Partner(), SMOOTHING, EMA_DECAY, True)
+    state = jax.jit(trainer.init)(jax.random.key(0), make_batch(0))
+    state = trainer.with_params(state, params)
+    step = jax.jit(trainer.train_step)
+    good = [make_batch(seed, tokens=[2] * 4) for seed in (1, 2)]
+    for batch in good:
+        for key in ("source", "inputs"):
+            batch[key][batch[key] == 7] = 0
+    bad = {key: value.copy() for key, value in good[1].items()}
+    bad["source"][2, 5] = 7
+    new, metrics = step(state, stack(good[0], bad), RNG)
+    assert np.isnan(metrics["sums"].loss)
+    assert new.step == 1
+    for name in ("params", "optimizer", "ema"):
+        assert_trees_equal(getattr(new, name), getattr(state, name))
+    assert metrics["suspects"].rows == 1
+    np.testing.assert_array_equal(metrics["suspects"].source, [np.zeros(LENGTH), bad["source"][2]])
+    # The next one is made.
+    newer, metrics = step(new, stack(*good), RNG)
+    assert newer.step == 2
+    assert np.isfinite(metrics["sums"].loss)
+    assert metrics["suspects"].rows == 0
+    assert (newer.params["output"] != new.params["output"]).all()

@@ -1,0 +1,60 @@
+"""What a run tells of updates whose loss is no number."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from bidi.training.loss import LossSums
+from bidi.training.report import TrainMeter
+from bidi.training.step import Suspects
+
+
+def metrics(loss=2.0, norm=1.0):
+    one = np.float32(1)
+    sums = LossSums(np.float32(loss), np.ones(1), np.ones(1), np.ones(1))
+    return {
+        "sums": sums,
+        "gradient_norm": one * norm,
+        "suspects": Suspects(np.int32(1), np.ones((1, 1, 2), np.int32)),
+    }
+
+
+def meter(**options):
+    return TrainMeter(["l2r"], lambda suspects: f"{suspects.rows} row", **options)
+
+
+def add(meter, *losses):
+    for step, loss in enumerate(losses, 1):
+        meter.add(step, metrics(loss))
+    meter.drain()
+
+
+def test_what_was_skipped_is_counted_and_is_in_no_mean(caplog):
+    some = meter(skip=2)
+    add(some, 2.0, np.nan, np.inf, 4.0)
+    row = some.row()
+    assert row["train/loss"] == 3.0
+    assert row["train/skipped"] == 2
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "Skipped update 2 (from step 1 to 2): loss nan, gradient norm 1.0; 1 row" in caplog.text
+    add(some, 1.0)
+    assert "train/skipped" not in some.row()
+    add(some, np.nan)
+    assert some.row() == {"train/skipped": 1}
+
+
+def test_a_gradient_without_a_number_is_enough():
+    some = meter()
+    some.add(1, metrics(norm=np.inf))
+    with pytest.raises(FloatingPointError, match=r"update 1 .* gradient norm inf; 1 row"):
+        some.drain()
+
+
+def test_too_many_in_a_row_stop_the_run():
+    with pytest.raises(FloatingPointError, match=r"update 3 .* 2 updates in a row"):
+        add(meter(skip=2), np.nan, np.nan, np.nan)
+    add(meter(skip=2), np.nan, np.nan, 1.0, np.nan, np.nan)
+    # Those before a stop of the run count.
+    with pytest.raises(FloatingPointError, match="update 1"):
+        add(meter(skip=2, skipped_in_a_row=2), np.nan)
