@@ -27,6 +27,7 @@ from bidi.data.streams import Direction
 from bidi.evaluation.label import Labellers, label, load_labellers
 from bidi.evaluation.restore import UnfitModelsError
 from bidi.experiment import Experiment
+from bidi.files import local
 from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
@@ -108,7 +109,7 @@ def _run_recipe(bindings: list[str]) -> bool:
         return False
     # Again: what was loaded last is what a run writes down.
     loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
-    return loop.train(loaded, pathlib.Path(_WORKDIR.value)).finished
+    return loop.train(loaded, local(_WORKDIR.value)).finished
 
 
 def _check_labellers(recipe: PseudoRecipe, data: str) -> None:

@@ -3,11 +3,10 @@
 The same command again goes on where the run stopped; SIGTERM or Ctrl-C save first.
 """
 
-import pathlib
-
 from absl import flags
 
 from bidi import config, experiment, verb
+from bidi.files import local
 from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
@@ -25,7 +24,7 @@ def main(bindings: list[str]) -> None:
     if not _WORKDIR.value:
         raise verb.UserError("--workdir is missing: where shall the run live?")
     try:
-        outcome = loop.train(loaded, pathlib.Path(_WORKDIR.value))
+        outcome = loop.train(loaded, local(_WORKDIR.value))
     except loop.ERRORS as error:
         raise verb.UserError(str(error)) from None
     if not outcome.finished:

@@ -9,6 +9,7 @@ from bidi import config, experiment, verb
 from bidi.evaluation.choose import System
 from bidi.evaluation.restore import UnfitModelsError, load_system
 from bidi.experiment import Experiment
+from bidi.files import local
 
 # allow_override: `train` has this flag too, and may be imported into the same program.
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of bidi.train.", allow_override=True)
@@ -49,6 +50,7 @@ def load(bindings: list[str]) -> Trained | None:
             "--gin_file is not for this verb: a workdir has its config. Change single values by "
             "--gin.NAME=value"
         )
+    workdir = local(_WORKDIR.value)
     loaded = experiment.load_run(_WORKDIR.value, bindings)
     if flags.FLAGS.print_config:
         print(config.describe())
@@ -58,4 +60,4 @@ def load(bindings: list[str]) -> Trained | None:
         system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
     except UnfitModelsError as error:
         raise verb.UserError(str(error)) from None
-    return Trained(pathlib.Path(_WORKDIR.value), loaded, text, system)
+    return Trained(workdir, loaded, text, system)

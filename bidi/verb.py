@@ -9,12 +9,19 @@ from absl import logging as absl_logging
 
 from bidi import config
 from bidi.data.sources import DataError
+from bidi.files import BucketError
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
 
 # What a wrong file, flag or value raises; anything else is a fault of ours and shows where it was.
-_USER_ERRORS = (config.ConfigError, DataError, FileNotFoundError, ModuleNotFoundError)
+_USER_ERRORS = (
+    config.ConfigError,
+    DataError,
+    BucketError,
+    FileNotFoundError,
+    ModuleNotFoundError,
+)
 
 
 class UserError(ValueError):

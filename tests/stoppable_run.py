@@ -140,11 +140,10 @@ class Process:
         self.send(signal.SIGCONT)
 
     def go_on_for(self, seconds):
-        """After `until`; whether it goes on still."""
+        """After `until`; it may end meanwhile."""
         self.go_on()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        return self._process.poll() is None
 
     def kill(self):
         self.send(signal.SIGKILL)
@@ -159,6 +158,14 @@ class Process:
         directory = self.workdir / "checkpoints"
         names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         return sorted(names, key=lambda name: (not name.isdigit(), int(name.partition(".")[0])))
+
+    def newest_checkpoint(self):
+        """Its step, 0 where there is none."""
+        return max((int(name) for name in self.checkpoints() if name.isdigit()), default=0)
+
+    def until_step(self, step):
+        """`until` it has reported this step itself, not a run before it."""
+        return self.until(lambda: "Compiled" in self.output and self.rows()[-1]["step"] >= step)
 
     def rows_behind_the_checkpoint(self):
         """Whether updates were reported that no checkpoint holds, and more are to come."""

@@ -19,6 +19,8 @@ import gin
 import numpy as np
 import tensorflow_datasets as tfds
 
+from bidi.files import local
+
 SPLITS = ("train", "validation", "test")
 
 # Modules that register text datasets when they are imported; TFDS finds only newer ones by itself.
@@ -49,6 +51,7 @@ def expand(path: str) -> pathlib.Path:
 
     Raises:
       DataError: A variable is not set.
+      BucketError: It is in a bucket.
     """
     try:
         filled = string.Template(path).substitute(os.environ)
@@ -59,7 +62,7 @@ def expand(path: str) -> pathlib.Path:
         ) from error
     except ValueError as error:
         raise DataError(f"{path!r}: write $NAME or ${{NAME}}, and $$ for a dollar") from error
-    return pathlib.Path(filled).expanduser()
+    return local(filled).expanduser()
 
 
 @gin.configurable("ParallelText")

@@ -171,7 +171,6 @@ class _Run:
                 with meter.pause():
                     loss = self._evaluate(state, step, reporter) if evaluating else None
                     if saving:
-                        reporter.flush()
                         progress = {"skipped_in_a_row": meter.skipped_in_a_row}
                         self._save(state, progress, loss, last=final or stopping)
                 if final or stopping:

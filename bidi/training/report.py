@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-from etils import epath
 from tensorboardX import record_writer
 
-from bidi.files import GrowingFile, in_bucket, write_whole
+from bidi.files import GrowingFile, write_whole
 from bidi.progress import progress_bar
 from bidi.training.loss import LossSums
 from bidi.training.step import Suspects
@@ -43,10 +42,10 @@ _SCHEME = "bidi"
 
 class _TensorboardFiles:
     def directory_check(self, path: str) -> None:
-        epath.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
 
     def open(self, path: str) -> GrowingFile:
-        return GrowingFile(path.removeprefix(f"{_SCHEME}:"))
+        return GrowingFile(pathlib.Path(path.removeprefix(f"{_SCHEME}:")))
 
 
 record_writer.register_writer_factory(_SCHEME, _TensorboardFiles())
@@ -84,8 +83,7 @@ class Reporter:
     def write(self, step: int, row: dict[str, float]) -> None:
         """Writes a row and shows the gist of it."""
         self._file.write((json.dumps({"step": step, **row}) + "\n").encode())
-        if not in_bucket(self._path):
-            self._file.flush()
+        self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
         kind = next(iter(row)).split("/")[0]
@@ -98,10 +96,6 @@ class Reporter:
         self._progress.update(self._task, description=shown if kind == "train" else None)
         if not sys.stderr.isatty() or kind != "train":
             log.info("step %d  %s  %s", step, kind, shown)
-
-    def flush(self) -> None:
-        """To be called before a state is saved: who resumes from there has all rows up to it."""
-        self._file.flush()
 
     def close(self) -> None:
         """Lets go of files and terminal."""
