@@ -165,7 +165,12 @@ class Process:
 
     def until_step(self, step):
         """`until` it has reported this step itself, not a run before it."""
-        return self.until(lambda: "Compiled" in self.output and self.rows()[-1]["step"] >= step)
+
+        def is_there():
+            rows = self.rows()
+            return "Compiled" in self.output and rows and rows[-1]["step"] >= step
+
+        return self.until(is_there)
 
     def rows_behind_the_checkpoint(self):
         """Whether updates were reported that no checkpoint holds, and more are to come."""
