@@ -14,7 +14,7 @@ from typing import Any
 import rich.console
 from absl import flags
 
-from bidi import trained, verb
+from bidi import distributed, trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.evaluation import leak, leak_report, report
@@ -41,11 +41,9 @@ def main(bindings: list[str]) -> None:
     system = models.system
     prepared = Prepared.open(models.experiment.data.directory)
     directory = models.workdir / "eval"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True)  # by whichever process comes first
     if system.rescores:
-        kept = models.agreement_file
-        system = system.with_saved_choice(kept) or system.tuned(prepared)
-        system.save_choice(kept)
+        system = _with_choice(system, models.agreement_file, prepared)
 
     compiled, tally, start = CompileMeter(), Tally(), time.perf_counter()
     examples = prepared.examples(_SPLIT.value)
@@ -53,6 +51,8 @@ def main(bindings: list[str]) -> None:
     found = system.find(sources, tally)
     chosen = system.choose(sources, found)
     seconds = time.perf_counter() - start
+    if not distributed.is_first():
+        return
 
     result = _report(system, examples, found, chosen)
     result["speed"] = {
@@ -67,6 +67,20 @@ def main(bindings: list[str]) -> None:
     write_whole(directory / f"{name}.json", _json(result))
     report.print_results(result, rich.console.Console())
     print(f"{directory / name}.json")
+
+
+def _with_choice(system: System, kept: pathlib.Path, prepared: Prepared) -> System:
+    """With the choice that was kept, else with one made now and kept."""
+    # Looked at once, by one process: another might find what the first has just written.
+    saved = distributed.from_first(
+        lambda: choice_of.choice if (choice_of := system.with_saved_choice(kept)) else None
+    )
+    if saved is not None:
+        return dataclasses.replace(system, choice=saved)
+    tuned = system.tuned(prepared)
+    if distributed.is_first():
+        tuned.save_choice(kept)
+    return tuned
 
 
 def search_name(system: System) -> str:
@@ -120,6 +134,8 @@ def _measure_leak(models: Trained) -> None:
         **leak.measure(generator, examples, found),
         **_made_with(models),
     }
+    if not distributed.is_first():
+        return
     directory = models.workdir / "eval"
     directory.mkdir(exist_ok=True)
     path = directory / f"{_SPLIT.value}-leak.json"
@@ -152,4 +168,4 @@ def _json(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    verb.run("bidi.evaluate", main)
+    verb.run("bidi.evaluate", main, processes=True)

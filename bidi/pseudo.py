@@ -17,7 +17,7 @@ import pathlib
 import jax
 from absl import flags
 
-from bidi import config, experiment, verb
+from bidi import config, distributed, experiment, verb
 from bidi.config import ConfigError
 from bidi.data.partner import PseudoRecipe
 from bidi.data.prepare import check_prepared
@@ -55,7 +55,7 @@ def main(bindings: list[str]) -> None:
         *loop.ERRORS,
     ) as error:
         raise verb.UserError(str(error)) from None
-    if not finished:
+    if not finished and distributed.is_first():
         print("Stopped; the same command goes on")
 
 
@@ -164,4 +164,4 @@ def _label(directory: pathlib.Path, prepared: Prepared, labellers: list[Labeller
 
 
 if __name__ == "__main__":
-    verb.run("bidi.pseudo", main)
+    verb.run("bidi.pseudo", main, processes=True)

@@ -5,7 +5,7 @@ The same command again goes on where the run stopped; SIGTERM or Ctrl-C save fir
 
 from absl import flags
 
-from bidi import config, experiment, verb
+from bidi import config, distributed, experiment, verb
 from bidi.files import local
 from bidi.training import loop
 
@@ -27,11 +27,11 @@ def main(bindings: list[str]) -> None:
         outcome = loop.train(loaded, local(_WORKDIR.value))
     except loop.ERRORS as error:
         raise verb.UserError(str(error)) from None
-    if not outcome.finished:
+    if not outcome.finished and distributed.is_first():
         print(
             f"Stopped at step {outcome.step} of {loaded.training.steps}; the same command goes on"
         )
 
 
 if __name__ == "__main__":
-    verb.run("bidi.train", main)
+    verb.run("bidi.train", main, processes=True)

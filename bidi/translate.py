@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from bidi import trained, verb
+from bidi import distributed, trained, verb
 from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
@@ -55,6 +56,10 @@ def main(bindings: list[str]) -> None:
             )
         system = tuned
     system = _with_n_best(system, _N_BEST.value)
+    if not distributed.is_first():
+        with pathlib.Path(os.devnull).open("w") as nowhere:
+            _translate(system, nowhere)
+        return
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale
             sys.stdout.reconfigure(encoding="utf-8")
@@ -68,7 +73,8 @@ def main(bindings: list[str]) -> None:
 
 def _translate(system: System, output: TextIO) -> None:
     tally = Tally()
-    for sources in _chunks(_read_lines()):
+    chunks = _chunks(_read_lines())
+    while sources := distributed.from_first(lambda: next(chunks, [])):
         found = system.find(sources, tally)
         ranked = system.rank(sources, found)
         for of_source in zip(sources, found, ranked, strict=True):
@@ -149,4 +155,4 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    verb.run("bidi.translate", main)
+    verb.run("bidi.translate", main, processes=True)

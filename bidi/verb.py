@@ -2,12 +2,13 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from bidi import config
+from bidi import config, distributed
 from bidi.data.sources import DataError
 from bidi.files import BucketError
 
@@ -28,14 +29,17 @@ class UserError(ValueError):
     """The user's input cannot be worked with; the message says what was wrong and what to do."""
 
 
-def run(name: str, main: Callable[[list[str]], None]) -> None:
+def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False) -> None:
     """Runs a verb.
 
     Args:
         name: as the user calls it, `bidi.train`.
         main: is given the bindings of `--gin.NAME=value`.
+        processes: whether several processes may do it together, see `bidi.distributed`.
     """
     config.define_flags()
+    if processes:
+        distributed.define_flags()
     try:
         arguments, bindings = config.gin_arguments(sys.argv)
     except config.ConfigError as error:
@@ -46,9 +50,18 @@ def run(name: str, main: Callable[[list[str]], None]) -> None:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         _log_to_stderr()
         try:
+            if processes and not flags.FLAGS.print_config:
+                distributed.initialize()
             main(bindings)
+            distributed.leave()
         except (UserError, *_USER_ERRORS) as error:
-            sys.exit(f"{name}: {error}")
+            if not distributed.joined():
+                sys.exit(f"{name}: {error}")
+            distributed.fail(f"{name}: {error}")
+        except BaseException:
+            if not distributed.joined():
+                raise
+            distributed.fail(traceback.format_exc())
 
     app.run(guarded, argv=arguments)
 

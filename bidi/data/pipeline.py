@@ -90,15 +90,12 @@ def training_batches(
       DataError: Rows shorter than the longest pair, or not divisible among the processes.
     """
     _check_lengths(pairs, streams, config)
-    if config.rows % process_count:
-        raise DataError(
-            f"Batches.rows = {config.rows} is not divisible by the {process_count} processes"
-        )
+    share = _share(config, process_count)
     shuffled = grain.MapDataset.range(len(pairs)).seed(seed).shuffle().repeat()
     mine = shuffled[process_index::process_count]
     batches = (
         _rows(mine, pairs, streams, config, partner, seed=seed)
-        .batch(config.rows // process_count, drop_remainder=True)
+        .batch(share, drop_remainder=True)
         .map(_batch)
     )
     return iter(
@@ -107,22 +104,50 @@ def training_batches(
 
 
 def validation_batches(
-    pairs: PairSource, streams: Streams, config: BatchConfig, partner: Partner = GOLD
+    pairs: PairSource,
+    streams: Streams,
+    config: BatchConfig,
+    partner: Partner = GOLD,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Batches with every pair once, in order; the last one is filled up with empty rows.
 
+    Every process makes all of them and takes its rows: they are few, and the same for any number.
+
+    Args:
+      pairs: The pairs to validate on.
+      streams: Makes the streams of a target.
+      config: The shape of the global batch.
+      partner: What the other stream reads.
+      process_index: This process, from 0.
+      process_count: All processes; each gets rows / process_count rows of every batch.
+
     Raises:
-      DataError: Rows shorter than the longest pair.
+      DataError: Rows shorter than the longest pair, or not divisible among the processes.
     """
     _check_lengths(pairs, streams, config)
+    share = _share(config, process_count)
     rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, partner, seed=None)
     for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
         missing = config.rows - len(batch["source"])
         # PAD, segment 0 and weight 0 are all zero.
         yield {
-            key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+            key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))[
+                process_index * share : (process_index + 1) * share
+            ]
             for key, value in batch.items()
         }
+
+
+def _share(config: BatchConfig, process_count: int) -> int:
+    """Rows of a batch that each process gets."""
+    if config.rows % process_count:
+        raise DataError(
+            f"Batches.rows = {config.rows} is not divisible by the {process_count} processes"
+        )
+    return config.rows // process_count
 
 
 def _check_lengths(pairs: PairSource, streams: Streams, config: BatchConfig) -> None:

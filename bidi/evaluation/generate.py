@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bidi import distributed
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, Vocabulary
 from bidi.evaluation.config import EvaluationConfig
@@ -113,6 +114,11 @@ class Tally:
     row_steps_needed: int = 0
     truncated: int = 0
 
+    def add(self, other: "Tally") -> None:
+        """Adds what another search did."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
 
 @dataclasses.dataclass(frozen=True)
 class Priced:
@@ -188,17 +194,27 @@ class Generator:
     ) -> list[Found]:
         """Searches the best outputs of each source, whatever their order and lengths.
 
+        Like `score` and `price`, it is called by all processes with the same arguments: each does
+        its share, on devices of its own, and all get the whole.
+
         Args:
             sources: texts; an empty one gets no hypotheses.
             config: the search.
             tally: is added to, if given.
         """
-        return self.search_tokens(self._encode(sources), config, tally)
+        own = Tally()
+        found = distributed.in_shares(
+            lambda mine: self.search_tokens(self._encode(mine), config, own), sources
+        )
+        if tally is not None:
+            for of_process in distributed.allgather(own):
+                tally.add(of_process)
+        return found
 
     def search_tokens(
         self, sources: Sequence[np.ndarray], config: SearchConfig, tally: Tally | None = None
     ) -> list[Found]:
-        """`search` of sources that are token ids, int32 [s] without marker."""
+        """`search` of sources that are token ids, int32 [s] without marker, by this process."""
         tally = Tally() if tally is None else tally
         encoded = self._with_end(sources, tally)
         found: list[Found | None] = [None] * len(sources)
@@ -248,6 +264,16 @@ class Generator:
         """
         if interact and not self.interacts:
             raise ValueError("interact = True, but this model's streams do not read each other")
+        return distributed.in_shares(
+            functools.partial(self._score, interact=interact), sources, candidates
+        )
+
+    def _score(
+        self,
+        sources: Sequence[str],
+        candidates: Sequence[Sequence[tuple[int, ...]]],
+        interact: bool,
+    ) -> list[dict[str, np.ndarray]]:
         encoded = self.encode(sources)
         most = _round_up(max((len(listed) for listed in candidates), default=1), 4)
         scores: list[dict[str, np.ndarray]] = [{} for _ in sources]
@@ -286,6 +312,16 @@ class Generator:
             pairs: P pairs of streams, each the number of the output that each way's stream writes.
             interact: whether the streams of a pair read each other.
         """
+        price = functools.partial(self._price, pairs=pairs, interact=interact)
+        return distributed.in_shares(price, sources, outputs)
+
+    def _price(
+        self,
+        sources: Sequence[str],
+        outputs: Sequence[Sequence[tuple[int, ...]]],
+        pairs: Sequence[tuple[int, ...]],
+        interact: bool,
+    ) -> list[Priced]:
         encoded = self.encode(sources)
         pairs_PW = np.array(pairs)
         ways_W = np.arange(pairs_PW.shape[1])

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from jax.experimental import multihost_utils
 
+from bidi import distributed
 from bidi.data import pseudo
 from bidi.data.folds import fold_of, read
 from bidi.data.prepare import record_writer
@@ -148,18 +148,23 @@ def label(
     mine = _shards(directory, pairs)[process_index::process_count]
     missing = [shard for shard in mine if not shard.path.exists()]
     started = time.perf_counter()
+    # In turns of all processes, so that none waits for one that was stopped.
+    turns = max(distributed.allgather(len(missing)))
     with progress_bar() as progress:
-        done = len(mine) - len(missing)
-        for shard in progress.track(missing, len(mine), done, description="labelling"):
-            if stop.is_set():
+        for turn in progress.track(range(turns), turns, description="labelling"):
+            if any(distributed.allgather(stop.is_set())):
                 return False
+            if turn >= len(missing):
+                continue
+            shard = missing[turn]
             stop_at = shard.start + pseudo.PAIRS_PER_SHARD
             batch = read(pairs[shard.split], shard.start, stop_at)
             _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers))
             log.info("Labelled %s, %.1f s so far", shard.path.name, time.perf_counter() - started)
-    multihost_utils.sync_global_devices("bidi.pseudo")
+    distributed.allgather("all shards are there")
     if process_index == 0:
         _finish(directory, prepared)
+    distributed.allgather("the manifest is")
     return True
 
 

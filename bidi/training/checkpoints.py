@@ -1,6 +1,7 @@
 """Checkpoints: state, data position and metrics, saved and restored together by Orbax."""
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from bidi import distributed
 from bidi.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
+PROCESSES = "processes"
 _LOSS = "validation_loss"
 _CHECKSUMS = "checksums"
 
@@ -30,16 +33,21 @@ class UnreadableError(RuntimeError):
     """There are checkpoints, and none can be read."""
 
 
+class ProcessesError(ValueError):
+    """The checkpoint holds the places in the data of another number of processes."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
-    The newest are kept and, beside them, the one with the lowest validation loss.
+    The newest are kept and, beside them, the one with the lowest validation loss. Several processes
+    call the same methods in the same order.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int):
         """Opens `workdir/checkpoints`, new or not."""
         self.directory = (workdir / "checkpoints").absolute()
-        self._set_aside(self._unopenable())
+        distributed.from_first(lambda: self._set_aside(self._unopenable()))
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -68,7 +76,7 @@ class Checkpoints:
         Args:
             state: may be donated as soon as this returns.
             data: a Grain iterator, saved with its place.
-            progress: JSON, what must fit on a restore.
+            progress: JSON, what must fit on a restore; `PROCESSES` is how many read the data.
             loss: on the validation split at this very step, or None.
 
         Raises:
@@ -120,18 +128,26 @@ class Checkpoints:
             data: a Grain iterator, set to the place saved.
 
         Raises:
+            ProcessesError: it was saved by another number of processes.
             UnreadableError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures = []
         for step in steps:
+            failure = None
             try:
                 restored = self._restore(step, state, data)
+            except ProcessesError:
+                raise
             except Exception as error:  # damage shows as errors of many libraries
-                failures.append(f"step {step}: {type(error).__name__}: {str(error)[:200]}")
+                failure = f"step {step}: {type(error).__name__}: {str(error)[:200]}"
+            # What one process cannot read, none goes on with.
+            if failed := [one for one in distributed.allgather(failure) if one]:
+                failures.append(failed[0])
                 log.error("Checkpoint of %s cannot be read; trying the one before", failures[-1])
                 continue
-            self._set_aside([failed for failed in steps if failed > step])
+            unreadable = [other for other in steps if other > step]
+            distributed.from_first(functools.partial(self._set_aside, unreadable))
             self._manager.reload()
             return restored
         if failures:
@@ -181,6 +197,7 @@ class Checkpoints:
     def _restore(
         self, step: int, state: TrainState, data: Any
     ) -> tuple[TrainState, dict[str, Any]]:
+        self._check_processes(step)
         items = _items(state)
         restored = self._manager.restore(
             step,
@@ -200,6 +217,17 @@ class Checkpoints:
             ema=restored["ema"] if state.ema else None,
         )
         return restored_state, restored["progress"]
+
+    def _check_processes(self, step: int) -> None:
+        """Before anything else: places in the data have files by the number of processes."""
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        saved = self._manager.restore(step, args=args)["progress"].get(PROCESSES)
+        if saved not in (None, jax.process_count()):
+            raise ProcessesError(
+                f"{self.directory / str(step)} was saved by {saved} processes, now there are "
+                f"{jax.process_count()}: each has a place of its own in the data, so start as many "
+                "as before, or a new workdir with Training.initialize_from"
+            )
 
     def _unopenable(self) -> list[int]:
         """Steps whose metrics are damaged; Orbax reads them all before anything else."""

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from bidi import config as gin_config
+from bidi import distributed
 from bidi.data import pipeline
 from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
@@ -29,11 +30,17 @@ from bidi.data.vocabulary import EOS
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
-from bidi.training.checkpoints import Checkpoints, FailedSaveError, UnreadableError
+from bidi.training.checkpoints import (
+    PROCESSES,
+    Checkpoints,
+    FailedSaveError,
+    ProcessesError,
+    UnreadableError,
+)
 from bidi.training.initial import initial_params
 from bidi.training.lock import InUseError, locked
 from bidi.training.partitioner import Pmap
-from bidi.training.report import Reporter, TrainMeter, means
+from bidi.training.report import Reporter, SilentReporter, TrainMeter, means
 from bidi.training.step import Suspects, TrainState
 
 log = logging.getLogger(__name__)
@@ -114,14 +121,14 @@ class _Run:
             prepared.source_vocabulary, prepared.target_vocabulary
         )
         self.partitioner = Pmap(self.trainer, self.config.accumulation, experiment.batches.rows)
+        place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self.data = pipeline.training_batches(
             experiment.pairs(prepared, "train"),
             experiment.streams,
             experiment.batches,
             experiment.partner,
             seed=self.config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **place,
         )
         self.validation = functools.partial(
             pipeline.validation_batches,
@@ -129,15 +136,20 @@ class _Run:
             experiment.streams,
             experiment.batches,
             experiment.partner,
+            **place,
         )
         next(self.validation())  # what is wrong with it is said now, not at the first evaluation
         self.prepared, self.rng = prepared, jax.random.key(self.config.seed)
-        if self.config.initialize_from and not (workdir / CONFIG_FILE).exists():
+        if self.config.initialize_from and distributed.from_first(
+            lambda: not (workdir / CONFIG_FILE).exists()
+        ):
             self._initial_params()  # as above
 
     def claim(self) -> None:
         """Only once all is checked: a config that cannot be run must not claim the workdir."""
-        claim_workdir(self.workdir, self.prepared, self.experiment.partner)
+        distributed.from_first(
+            lambda: claim_workdir(self.workdir, self.prepared, self.experiment.partner)
+        )
         self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
     def train(self, stop: threading.Event, compiled: CompileMeter) -> Outcome:
@@ -147,7 +159,8 @@ class _Run:
         if step >= config.steps:
             log.info("All %d steps are made already: nothing to do", step)
             return Outcome(step, finished=True)
-        reporter = Reporter(self.workdir, step, config.steps)
+        kind = Reporter if distributed.is_first() else SilentReporter
+        reporter, votes = kind(self.workdir, step, config.steps), distributed.Votes()
         meter = TrainMeter(
             self.experiment.streams.directions,
             self._name_suspects,
@@ -158,7 +171,7 @@ class _Run:
         try:
             while True:
                 # Asked once a round: a signal between two looks would stop the run unsaved.
-                final, stopping = step == config.steps, stop.is_set()
+                final, stopping = step == config.steps, votes.any(stop.is_set())
                 logging_due = step % config.log_every == 0
                 evaluating = step > first and (step % config.evaluate_every == 0 or final)
                 saving = step % config.checkpoint_every == 0 or final or stopping
@@ -193,7 +206,10 @@ class _Run:
 
     def _start(self) -> tuple[TrainState, int]:
         """The newest checkpoint's state, else a fresh one; updates just skipped before it."""
-        restored = self.checkpoints.restore_latest(self._shapes(), self.data)
+        try:
+            restored = self.checkpoints.restore_latest(self._shapes(), self.data)
+        except ProcessesError as error:
+            raise CannotResumeError(str(error)) from None
         if restored is None:
             # A state that was never on fewer devices than the steps run on: they compile once.
             init = jax.jit(self.trainer.init, out_shardings=self.partitioner.replicated)
@@ -204,11 +220,6 @@ class _Run:
             log.info("New run in %s: %s parameters", self.workdir, f"{parameters:,}")
             return state, 0
         state, progress = restored
-        if progress["processes"] != jax.process_count():
-            raise CannotResumeError(
-                f"{self.workdir} was trained by {progress['processes']} processes, now there are "
-                f"{jax.process_count()}: the place in the data fits the former number only"
-            )
         log.info("Resuming %s from step %d", self.workdir, int(state.step))
         return state, progress.get("skipped_in_a_row", 0)
 
@@ -242,7 +253,7 @@ class _Run:
     ) -> None:
         """Saves in the background, but the `last` one: nothing will say that it failed."""
         goes_on = self.config.on_failed_save == "continue"
-        progress = {"processes": jax.process_count(), **progress}
+        progress = {PROCESSES: jax.process_count(), **progress}
         self._attempt(self.checkpoints.wait, goes_on)
         self._attempt(
             lambda: self.checkpoints.save(state, self.data, progress, loss), goes_on and not last
@@ -251,15 +262,21 @@ class _Run:
             self._attempt(self.checkpoints.wait, goes_on=False)
 
     def _attempt(self, save: Callable[[], None], goes_on: bool) -> None:
+        failure = None
         try:
             save()
         except FailedSaveError as error:
-            if goes_on:
-                log.error("%s. Going on; %s", error, self._last_good())
-                return
+            failure = str(error)
+        # Where one of several processes failed, all go on or none.
+        failures = [one for one in distributed.allgather(failure) if one]
+        if not failures:
+            return
+        if not goes_on:
             raise FailedSaveError(
-                f"{error}. Make room there and say the same command again; {self._last_good()}"
-            ) from error
+                f"{failures[0]}. Make room there and say the same command again; "
+                f"{self._last_good()}"
+            )
+        log.error("%s. Going on; %s", failures[0], self._last_good())
 
     def _name_suspects(self, suspects: Suspects) -> str:
         """The examples whose loss alone is no finite number, by their sources."""

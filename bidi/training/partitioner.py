@@ -1,14 +1,17 @@
 """How a step is laid over devices: data parallel by `jax.pmap`.
 
 The state keeps its own shape (no leading device axis) and is the same on every device, so that one
-state serves training, checkpoints and search.
+state serves training, checkpoints and search. Across processes `jax.pmap` cannot update such a
+state in place; there `jax.shard_map`, which it is made of, does the same.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from bidi.config import ConfigError
 from bidi.training.step import Trainer
@@ -17,10 +20,10 @@ AXIS = "devices"
 
 
 class Pmap:
-    """Runs the steps of a `Trainer` on all devices of this process, the batch divided over them.
+    """Runs the steps of a `Trainer` on the devices of all processes, the batch divided over them.
 
     Attributes:
-        devices: how many.
+        devices: how many, over all processes.
         replicated: the sharding of the state.
     """
 
@@ -31,24 +34,35 @@ class Pmap:
             trainer: whose steps are run.
             accumulation: microbatches of an update.
             rows: of a batch, over all devices and microbatches.
-            devices: how many to use; all by default.
+            devices: how many to use; all by default. Several processes use all.
 
         Raises:
             ConfigError: the rows cannot be divided.
         """
-        self.devices = devices or jax.local_device_count()
+        used = jax.devices()[:devices]
+        self.devices = len(used)
         self._accumulation = accumulation
         if rows % (self.devices * accumulation):
             raise ConfigError(
                 f"Batches.rows = {rows} cannot be divided over {self.devices} devices x "
                 f"Training.accumulation = {accumulation}"
             )
-        used = jax.local_devices()[: self.devices]
         mesh = jax.sharding.Mesh(np.array(used), (AXIS,))
-        self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.replicated = jax.sharding.NamedSharding(mesh, P())
+        self._divided = jax.sharding.NamedSharding(mesh, P(AXIS))
+        train_step = functools.partial(trainer.train_step, axis=AXIS)
+        evaluate_step = functools.partial(trainer.evaluate_step, axis=AXIS)
         # `state` goes in and comes out unmapped, in place.
+        if jax.process_count() > 1:
+            self.train_step = jax.jit(
+                _shard_mapped(train_step, mesh, in_specs=(P(), P(AXIS), P())), donate_argnums=0
+            )
+            self.evaluate_step = jax.jit(
+                _shard_mapped(evaluate_step, mesh, in_specs=(P(), P(AXIS)))
+            )
+            return
         self.train_step = jax.pmap(
-            functools.partial(trainer.train_step, axis=AXIS),
+            train_step,
             axis_name=AXIS,
             in_axes=(None, 0, None),
             out_axes=(None, None),
@@ -56,20 +70,36 @@ class Pmap:
             devices=used,
         )
         self.evaluate_step = jax.pmap(
-            functools.partial(trainer.evaluate_step, axis=AXIS),
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=used,
+            evaluate_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=used
         )
 
     def for_training(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """[B, ...] -> [devices, accumulation, rows of a microbatch, ...]."""
-        return self._divide(batch, (self.devices, self._accumulation, -1))
+        """[B, ...] of this process -> [devices, accumulation, rows of a microbatch, ...]."""
+        return self._divide(batch, (self._accumulation, -1))
 
     def for_evaluation(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """[B, ...] -> [devices, B / devices, ...]."""
-        return self._divide(batch, (self.devices, -1))
+        """[B, ...] of this process -> [devices, rows of a device, ...]."""
+        return self._divide(batch, (-1,))
 
     def _divide(self, batch: dict[str, np.ndarray], shape: tuple[int, ...]) -> dict[str, Any]:
-        return {key: value.reshape(*shape, *value.shape[1:]) for key, value in batch.items()}
+        processes = jax.process_count()
+        shape = (self.devices // processes, *shape)
+        mine = {key: value.reshape(*shape, *value.shape[1:]) for key, value in batch.items()}
+        if processes == 1:
+            return mine
+        return {
+            key: jax.make_array_from_process_local_data(self._divided, value)
+            for key, value in mine.items()
+        }
+
+
+def _shard_mapped(
+    step: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: tuple[P, P] | tuple[P, P, P]
+) -> Callable[..., Any]:
+    """A step of a state, a batch with a leading axis of devices, and more; what it gives is P()."""
+
+    def on_device(state: Any, batch: dict[str, jax.Array], *more: Any) -> Any:
+        return step(state, jax.tree.map(lambda leaf: leaf[0], batch), *more)
+
+    # What comes out is the same everywhere, by the psum of all that the step adds up.
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)

@@ -104,6 +104,22 @@ class Reporter:
         self._file.close()
 
 
+class SilentReporter(Reporter):
+    """A `Reporter` of a process that leaves writing to the first one."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):
+        """Touches nothing."""
+
+    def advance(self, step: int) -> None:
+        """Tells nobody."""
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _drop_rows_behind(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return

@@ -1,0 +1,365 @@
+"""Several processes in fact: two of them, on two virtual devices each.
+
+Processes take long to start and to compile: they are few, and share one compilation cache.
+"""
+
+import json
+import os
+import pathlib
+import pickle
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bidi import config, distributed, experiment
+from bidi.config import ConfigError
+from bidi.data.prepare import prepare
+from bidi.training import loop
+from bidi.training.loop import CannotResumeError
+from tests import two_processes
+from tests.test_evaluate import rounded, strict, without
+from tests.test_train import EXPERIMENT, rows, saved
+from tests.trained_run import TEST_SOURCES
+from tests.training.tiny import assert_trees_close, assert_trees_equal
+
+STEPS, SAVED_EVERY = 24, 8
+TIMEOUT = 300  # for a busy machine; nothing waits for it to pass
+TRAIN = """
+from bidi import distributed, train, verb
+distributed._HEARTBEAT_SECONDS = 10
+verb.run("bidi.train", train.main, processes=True)
+"""
+BINDINGS = [
+    f"Training.steps = {STEPS}",
+    f"Training.evaluate_every = {SAVED_EVERY}",
+    f"Training.checkpoint_every = {SAVED_EVERY}",
+    "Training.log_every = 1",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A directory with an experiment file and its prepared data."""
+    directory = tmp_path_factory.mktemp("tiny")
+    rng = random.Random(0)
+    for split, count in (("train", 150), ("validation", 13)):
+        words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(count)]
+        (directory / f"{split}.source").write_text("\n".join(words) + "\n")
+        (directory / f"{split}.target").write_text("\n".join(w[::-1] for w in words) + "\n")
+    (directory / "tiny.gin").write_text(EXPERIMENT + "\n".join(BINDINGS) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY", str(directory))
+        prepare(load(directory).data)
+        yield directory
+
+
+def load(directory, *bindings):
+    return config.load(experiment.build, [str(directory / "tiny.gin")], bindings)
+
+
+def environment(cache):
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+        "--xla_cpu_use_fusion_emitters=false",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+class Two:
+    """A command in two processes."""
+
+    def __init__(self, log, cache, command, flags_of_process, environment_of_process=lambda n: {}):
+        self._logs = [log.with_name(f"{log.name}-{n}-{time.monotonic_ns()}.log") for n in (0, 1)]
+        self.processes = []
+        for number, path in enumerate(self._logs):
+            with path.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [*command, *flags_of_process(number)],
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env=environment(cache) | environment_of_process(number),
+                    )
+                )
+
+    @property
+    def outputs(self):
+        return [path.read_text() for path in self._logs]
+
+    def finish(self):
+        """The exit codes."""
+        return [process.wait(TIMEOUT) for process in self.processes]
+
+
+class Training(Two):
+    """`python -m bidi.train` in two processes."""
+
+    def __init__(self, tiny, workdir):
+        self.workdir, port = workdir, free_port()
+        super().__init__(
+            workdir,
+            tiny / "cache",
+            [
+                *(sys.executable, "-c", TRAIN),
+                *(f"--gin_file={tiny}/tiny.gin", f"--workdir={workdir}"),
+                *(f"--coordinator=127.0.0.1:{port}", "--processes=2"),
+            ],
+            lambda number: [f"--process={number}"],
+        )
+
+    def until(self, condition):
+        """Waits for a condition."""
+        end = time.monotonic() + TIMEOUT
+        while not condition():
+            running = all(process.poll() is None for process in self.processes)
+            assert running, f"one ended before {condition}: {self.outputs}"
+            assert time.monotonic() < end, self.outputs
+            time.sleep(0.002)
+
+    def last_row(self):
+        written = rows(self.workdir)
+        return written[-1]["step"] if written else 0
+
+    def checkpoints(self):
+        """Steps of the complete ones."""
+        paths = (self.workdir / "checkpoints").glob("*")
+        return sorted(int(path.name) for path in paths if path.name.isdigit())
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny):
+    """The workdir of a run that nothing stopped, started by launch/local.sh."""
+    workdir = tiny / "undisturbed"
+    local = pathlib.Path(__file__).parent.parent / "launch" / "local.sh"
+    done = subprocess.run(
+        [
+            *("bash", str(local), f"--logs={tiny}/logs", "2", "--", sys.executable, "-m"),
+            *("bidi.train", f"--gin_file={tiny}/tiny.gin", f"--workdir={workdir}"),
+        ],
+        env=environment(tiny / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, 4 devices" in done.stderr
+    assert f"{STEPS} updates in" in done.stderr
+    # The second has nothing to say but that it found the first.
+    assert "step" not in (tiny / "logs" / "process-1.log").read_text()
+    return workdir
+
+
+def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, undisturbed):
+    run = Training(tiny, tiny / "run")
+    run.until(lambda: run.last_row() >= 3)
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.finish() == [0, 0], run.outputs
+    (step,) = run.checkpoints()
+    assert 3 <= step < SAVED_EVERY
+    assert f"Stopped at step {step} of {STEPS}" in run.outputs[0]
+    assert "Stopped" not in run.outputs[1]
+    assert run.last_row() == step
+
+    run = Training(tiny, run.workdir)
+    run.until(lambda: run.checkpoints()[-1] >= SAVED_EVERY < run.last_row())
+    run.processes[1].kill()
+    killed = time.monotonic()
+    assert run.finish()[0] != 0
+    assert time.monotonic() - killed < 60
+    assert f"from step {step}" in run.outputs[0]
+    assert run.checkpoints()[-1] < STEPS
+
+    step = run.checkpoints()[-1]
+    run = Training(tiny, run.workdir)
+    assert run.finish() == [0, 0], run.outputs
+    assert f"from step {step}" in run.outputs[0]
+    assert rows(run.workdir) == rows(undisturbed)
+    assert_trees_equal(saved(run.workdir, STEPS), saved(undisturbed, STEPS))
+
+
+def test_the_first_process_writes_for_all(undisturbed):
+    written = rows(undisturbed)
+    assert [row["step"] for row in written if "train/loss" in row] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in written if "validation/loss" in row] == [8, 16, 24]
+    assert {path.name for path in undisturbed.iterdir()} == {
+        "checkpoints", "config.gin", "data.json", "metrics.jsonl", "provenance.json",
+        "source.model", "target.model", "tensorboard",
+    }  # fmt: skip
+    assert len(list((undisturbed / "tensorboard").iterdir())) == 1
+    places = (undisturbed / "checkpoints" / str(STEPS) / "data").glob("*.json")
+    assert sorted(p.name for p in places) == [f"process_{n}-of-2.json" for n in (0, 1)]
+
+
+def test_another_number_of_processes_is_refused(tiny, undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(CannotResumeError, match="saved by 2 processes, now there are 1"):
+        loop.train(load(tiny, f"Training.steps = {STEPS + 8}"), workdir)
+    assert not list(workdir.glob("unreadable*"))
+    assert rows(workdir) == rows(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def seen(trained, tmp_path_factory):
+    """What each process of tests/two_processes.py saw, and where; SLURM says which it is."""
+    directory = tmp_path_factory.mktemp("two")
+    prepare_directory(trained, directory)
+    port = free_port()
+
+    def slurm(number):
+        return {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(number),
+            "SLURM_LOCALID": str(number),
+            "JAX_COORDINATOR_PORT": str(port),
+        }
+
+    command = [sys.executable, "-m", "tests.two_processes", "--distributed"]
+    run = Two(
+        directory / "log",
+        directory / "cache",
+        [*command, f"--directory={directory}"],
+        lambda number: [],
+        slurm,
+    )
+    codes = run.finish()
+    assert "two_processes: the second gives up" in run.outputs[1], run.outputs
+    assert codes[0] != 0
+    assert codes[1] == 1
+    return [pickle.loads((directory / f"{n}.pickle").read_bytes()) for n in (0, 1)], directory
+
+
+def prepare_directory(trained, directory):
+    ignore = shutil.ignore_patterns("eval")
+    shutil.copytree(trained.both, directory / "both", ignore=ignore)
+    (directory / "source").write_text("".join(f"{source}\n" for source in TEST_SOURCES[:7]))
+
+
+def test_processes_agree(seen):
+    for one in seen[0]:
+        assert one["gathered"] == ["", "x"]
+        assert one["shares"] == [
+            [], ["aa0"], ["aa0", "bb1"], ["aa0", "bb1", "cc2", "dd3", "ee4", "ff5", "gg6"],
+        ]  # fmt: skip
+        # What one wants, all know at the next vote, and not before.
+        assert one["votes"] == [False, False, False, True, False]
+
+
+def test_what_the_first_cannot_do_all_refuse(seen):
+    for one in seen[0]:
+        assert one["error"] == "the first says no"
+        assert "Training.seed = 5 (it has 0)" in one["refused"]
+        assert "none" in one["unreadable"]
+
+
+def test_parameters_are_those_of_one_process(seen):
+    expected = two_processes.train(two_processes.make_pmap(devices=4))
+    for one in seen[0]:
+        assert_trees_close(one["trained"], expected, rtol=1e-4, atol=1e-6)
+    assert_trees_equal(*(one["trained"] for one in seen[0]))
+    assert np.ptp(expected[1]) > 0.1
+
+
+def test_searches_give_what_one_process_gives(seen, trained, tmp_path, restore_once):
+    (first, second), directory = seen
+    prepare_directory(trained, tmp_path)
+    config.define_flags()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    expected = two_processes.run_verbs(tmp_path)
+    assert second["printed"] == ["", "", ""]
+    names = {path.name for path in (tmp_path / "both" / "eval").iterdir()}
+    assert {path.name for path in (directory / "both" / "eval").iterdir()} == names
+    for name in names:
+        ours, theirs = (at / "both" / "eval" / name for at in (directory, tmp_path))
+        if ours.suffix == ".txt":
+            assert ours.read_text() == theirs.read_text()
+            continue
+        ours, theirs = strict(ours.read_text()), strict(theirs.read_text())
+        for key in ("sentences", "truncated"):
+            assert ours.get("speed", {}).get(key) == theirs.get("speed", {}).get(key)
+        different = ("speed", "provenance", "workdirs")
+        assert rounded(without(ours, *different)) == rounded(without(theirs, *different))
+    ours, theirs = (
+        [rounded(json.loads(line)) for line in printed[2].splitlines()]
+        for printed in (first["printed"], expected)
+    )
+    assert len(ours) == 7
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"process": 1, "processes": 2}, "--coordinator is missing"),
+        ({"coordinator": "here:80", "process": 1}, "--processes is missing"),
+        ({"coordinator": "here", "processes": 2, "process": 1}, "--coordinator=here is no host:po"),
+        ({"coordinator": "here:80", "processes": 2, "process": 2}, "counted from 0 to 1"),
+        ({"distributed": True, "process": 0}, "leave out the one or the others"),
+    ],
+)
+def test_flags_that_do_not_fit(values, message):
+    distributed.define_flags()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    with flagsaver.flagsaver(**values), pytest.raises(ConfigError, match=message):
+        distributed.initialize()
+    assert not distributed.joined()
+
+
+def local(*arguments):
+    script = pathlib.Path(__file__).parent.parent / "launch" / "local.sh"
+    command = ["bash", str(script), *arguments]
+    # No accelerator, and nothing that the caller has set.
+    environment = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_local_prints_its_commands(tmp_path):
+    done = local("--dry_run", f"--logs={tmp_path}/logs", "2", "--", "verb", "--gin.A=(1, 2)")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        assert "device_count=1 " in line or "device_count=2 " in line or "count=4 " in line
+        assert r"verb --gin.A=\(1\,\ 2\) --coordinator=127.0.0.1:" in line
+        assert f"--processes=2 --process={number}" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_local_stops_all_if_one_fails(tmp_path):
+    script = 'case "$*" in *--process=1*) echo sad; exit 5;; esac; exec sleep 100'
+    start = time.monotonic()
+    done = local(f"--logs={tmp_path}", "3", "--", "bash", "-c", script)
+    assert done.returncode == 5
+    assert "process 1 ended with status 5" in done.stderr
+    assert "sad" in done.stderr
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("arguments", [[], ["2"], ["--", "verb"], ["0", "--", "verb"]])
+def test_local_says_what_is_missing(arguments):
+    done = local(*arguments)
+    assert done.returncode == 2
+    assert "launch/local.sh: " in done.stderr
