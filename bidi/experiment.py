@@ -20,8 +20,10 @@ from bidi.models.model import Model
 from bidi.models.recurrent import Recurrent
 from bidi.models.transformer import Transformer
 from bidi.search.beam_search import SearchConfig
-from bidi.training.config import TrainingConfig
+from bidi.training.config import MeshConfig, TrainingConfig
+from bidi.training.mesh import Mesh
 from bidi.training.optimizer import OptimizerConfig
+from bidi.training.partitioner import Partitioner, Pmap
 from bidi.training.step import Trainer
 
 CONFIG_FILE = "config.gin"
@@ -45,6 +47,7 @@ class Experiment:
     search: SearchConfig
     agreement: AgreementConfig
     evaluation: EvaluationConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
 
     def pairs(self, prepared: Prepared, split: str) -> PairSource:
@@ -95,6 +98,17 @@ class Experiment:
             ema_decay=self.training.ema_decay,
             skip_nonfinite=self.training.skip_nonfinite > 0,
         )
+
+    def make_partitioner(self, trainer: Trainer) -> Partitioner:
+        """What runs the trainer's steps on all devices.
+
+        Raises:
+            ConfigError: devices, rows or model cannot be divided so.
+        """
+        accumulation, rows = self.training.accumulation, self.batches.rows
+        if self.training.partitioner == "mesh":
+            return Mesh(trainer, self.mesh, accumulation, rows)
+        return Pmap(trainer, accumulation, rows)
 
 
 def build() -> Experiment:

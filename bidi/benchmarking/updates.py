@@ -20,7 +20,6 @@ from bidi.data.partner import GOLD
 from bidi.data.prepared import Prepared
 from bidi.experiment import Experiment
 from bidi.provenance import CompileMeter
-from bidi.training.partitioner import Pmap
 
 L2R, BOTH = "L2R alone", "both"
 
@@ -74,7 +73,7 @@ class Updates:
         """Takes the first update, which compiles it."""
         config = experiment.training
         trainer = experiment.make_trainer(prepared.source_vocabulary, prepared.target_vocabulary)
-        self._partitioner = Pmap(trainer, config.accumulation, experiment.batches.rows)
+        self._partitioner = experiment.make_partitioner(trainer)
         self._data = pipeline.training_batches(
             experiment.pairs(prepared, "train"),
             experiment.streams,
@@ -94,8 +93,7 @@ class Updates:
             ),
             experiment.partner,
         )
-        init = jax.jit(trainer.init, out_shardings=self._partitioner.replicated)
-        self._state: Any = init(self._rng, trainer.model.smallest_batch())
+        self._state: Any = self._partitioner.init(self._rng)
         before = compiled.seconds
         with programs.watch() as executables:
             self.run(updates=1)

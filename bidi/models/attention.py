@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bidi.models.axes import constrain
 from bidi.models.dense import Dense
 
 FusionName = Literal["tanh", "linear", "gate", "concat"]
@@ -88,6 +89,7 @@ def source_mask(queries_BT: jax.Array, source_segments_BS: jax.Array) -> jax.Arr
 def split_heads(x_NTD: jax.Array, heads: int) -> jax.Array:
     """[N, T, D] -> [N, H, T, E]."""
     x_NTHE = x_NTD.reshape(*x_NTD.shape[:-1], heads, x_NTD.shape[-1] // heads)
+    x_NTHE = constrain(x_NTHE, "rows", *[None] * (x_NTHE.ndim - 3), "heads")
     return x_NTHE.swapaxes(-3, -2)
 
 
@@ -99,7 +101,8 @@ def split_keys(x_NTD: jax.Array, heads: int) -> jax.Array:
 def merge_heads(x_NHTE: jax.Array) -> jax.Array:
     """[N, H, T, E] -> [N, T, D]."""
     x_NTHE = x_NHTE.swapaxes(-3, -2)
-    return x_NTHE.reshape(*x_NTHE.shape[:-2], -1)
+    x_NTD = x_NTHE.reshape(*x_NTHE.shape[:-2], -1)
+    return constrain(x_NTD, "rows", *[None] * (x_NTD.ndim - 2), "heads")
 
 
 class Fusion(nn.Module):

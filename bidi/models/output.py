@@ -63,11 +63,22 @@ class Output:
         """The example of each state, int32 [N] for N of them; None where it is of no matter."""
         return None if self.prior is None else self.prior.example.reshape(-1)
 
-    def of_states(self, example: jax.Array | None) -> "Output":
-        """For other states, of these examples."""
-        if self.prior is None or example is None:
+    def occurs(self) -> jax.Array | None:
+        """The prior's `occurs_EV`."""
+        return None if self.prior is None else self.prior.occurs_EV
+
+    def of_states(self, example: jax.Array | None, occurs_EV: jax.Array | None) -> "Output":
+        """For other states, of these examples.
+
+        Args:
+            example: see `example`.
+            occurs_EV: of all examples, or of those of some rows that the states belong to.
+        """
+        if self.prior is None or example is None or occurs_EV is None:
             return self
-        return dataclasses.replace(self, prior=dataclasses.replace(self.prior, example=example))
+        example %= len(occurs_EV)
+        prior = dataclasses.replace(self.prior, occurs_EV=occurs_EV, example=example)
+        return dataclasses.replace(self, prior=prior)
 
     def learned(self) -> "Output":
         """What has a gradient; None in place of all else."""

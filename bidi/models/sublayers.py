@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.attention import Fusion
+from bidi.models.axes import constrain
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
 
@@ -54,8 +55,8 @@ class Residual:
         normalise = per_way(nn.LayerNorm, self.own)(dtype=x_TD.dtype, name=norm)
         drop = nn.Dropout(self.config.dropout, deterministic=not self.train)
         if self.config.norm == "pre":
-            return x_TD + drop(sublayer(normalise(x_TD)))
-        return normalise(x_TD + drop(sublayer(x_TD)))
+            return constrain(x_TD + drop(sublayer(normalise(x_TD))), "rows")
+        return constrain(normalise(x_TD + drop(sublayer(x_TD))), "rows")
 
 
 class FeedForward(nn.Module):
@@ -66,6 +67,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_TD: jax.Array) -> jax.Array:
         hidden_TF = nn.relu(Dense(self.size, dtype=x_TD.dtype, name="in")(x_TD))
+        hidden_TF = constrain(hidden_TF, "rows", *[None] * (x_TD.ndim - 2), "feedforward")
         return Dense(x_TD.shape[-1], dtype=x_TD.dtype, name="out")(hidden_TF)
 
 

@@ -1,9 +1,13 @@
 """How long a run trains, and what it leaves behind."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import gin
+
+from bidi.config import ConfigError
+from bidi.models.axes import MESH_AXES
 
 
 @gin.configurable("Training")
@@ -24,6 +28,8 @@ class TrainingConfig:
         seed: of parameters, dropout and the order of the data.
         initialize_from: a workdir whose best parameters the run starts with, of a model of the
             same shape; may contain `$VAR` and `~`. Empty: it starts with random ones.
+        partitioner: `pmap`, every device has the whole state and its share of the rows; `mesh`, see
+            `MeshConfig`.
         hold_out: a fold and the number of folds: the training pairs of this fold are not trained
             on, so that the model can label them (`bidi.pseudo`).
         skip_nonfinite: an update whose loss or gradient is no finite number changes nothing but
@@ -42,6 +48,7 @@ class TrainingConfig:
     ema_decay: float = 0.0
     seed: int = 0
     initialize_from: str = ""
+    partitioner: Literal["pmap", "mesh"] = "pmap"
     hold_out: tuple[int, int] | None = None
     skip_nonfinite: int = 0
     on_failed_save: Literal["stop", "continue"] = "stop"
@@ -70,3 +77,46 @@ class TrainingConfig:
                 f"Training.hold_out = {self.hold_out}: write (fold, folds), folds from 0, two or "
                 "more of them"
             )
+
+
+@gin.configurable("Mesh")
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How all devices are laid out for `Training.partitioner = 'mesh'`; one size may be -1, the rest.
+
+    Attributes:
+        data: copies of the state; each takes its share of the rows.
+        fsdp: devices that divide the state of a copy; each takes its share of the copy's rows.
+        tensor: devices that divide every layer by its heads, its feed-forward features and the
+            vocabulary, and read the same rows.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = self._sizes()
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(f"{self}: sizes are 1 or more, and one of them may be -1, the rest")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """The sizes for so many devices.
+
+        Raises:
+            ConfigError: they do not divide them.
+        """
+        data, fsdp, tensor = self._sizes()
+        rest, left = divmod(devices, math.prod(size for size in (data, fsdp, tensor) if size > 0))
+        if left or (rest != 1 and -1 not in (data, fsdp, tensor)):
+            raise ConfigError(f"{self} cannot be laid over {devices} devices")
+        data, fsdp, tensor = (rest if size == -1 else size for size in (data, fsdp, tensor))
+        return data, fsdp, tensor
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"Mesh.{axis} = {size}" for axis, size in zip(MESH_AXES, self._sizes(), strict=True)
+        )
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor

@@ -39,7 +39,6 @@ from bidi.training.checkpoints import (
 )
 from bidi.training.initial import initial_params
 from bidi.training.lock import InUseError, locked
-from bidi.training.partitioner import Pmap
 from bidi.training.report import Reporter, SilentReporter, TrainMeter, means
 from bidi.training.step import Suspects, TrainState
 
@@ -55,6 +54,7 @@ _FREE = (
     "Partner.directory",
     "Tfds.data_dir",
     "ParallelText.",
+    "Mesh.",
 )
 _FREE_TRAINING = (
     "steps",
@@ -62,6 +62,7 @@ _FREE_TRAINING = (
     "checkpoint_every",
     "log_every",
     "keep_checkpoints",
+    "partitioner",
     "skip_nonfinite",
     "on_failed_save",
 )
@@ -120,7 +121,7 @@ class _Run:
         self.trainer = experiment.make_trainer(
             prepared.source_vocabulary, prepared.target_vocabulary
         )
-        self.partitioner = Pmap(self.trainer, self.config.accumulation, experiment.batches.rows)
+        self.partitioner = experiment.make_partitioner(self.trainer)
         place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self.data = pipeline.training_batches(
             experiment.pairs(prepared, "train"),
@@ -207,13 +208,11 @@ class _Run:
     def _start(self) -> tuple[TrainState, int]:
         """The newest checkpoint's state, else a fresh one; updates just skipped before it."""
         try:
-            restored = self.checkpoints.restore_latest(self._shapes(), self.data)
+            restored = self.checkpoints.restore_latest(self.partitioner.shapes(), self.data)
         except ProcessesError as error:
             raise CannotResumeError(str(error)) from None
         if restored is None:
-            # A state that was never on fewer devices than the steps run on: they compile once.
-            init = jax.jit(self.trainer.init, out_shardings=self.partitioner.replicated)
-            state = init(self.rng, self.trainer.model.smallest_batch())
+            state = self.partitioner.init(self.rng)
             if self.config.initialize_from:
                 state = self.trainer.with_params(state, self._initial_params())
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -223,16 +222,9 @@ class _Run:
         log.info("Resuming %s from step %d", self.workdir, int(state.step))
         return state, progress.get("skipped_in_a_row", 0)
 
-    def _shapes(self) -> TrainState:
-        """Of a state, on all devices."""
-        batch, sharding = self.trainer.model.smallest_batch(), self.partitioner.replicated
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.trainer.init, self.rng, batch),
-        )
-
     def _initial_params(self) -> dict:
-        return initial_params(self.config.initialize_from, self.prepared, self._shapes().params)
+        shapes = self.partitioner.shapes().params
+        return initial_params(self.config.initialize_from, self.prepared, shapes)
 
     def _evaluate(self, state: TrainState, step: int, reporter: Reporter) -> float:
         """Loss on the validation split, in nats a label."""

@@ -90,15 +90,15 @@ def _in_chunks(
     """The sums, and the gradient of their loss by states and output if asked for."""
     typed = dataclasses.replace(output, table_VD=output.table_VD.astype(states_BWTD.dtype))
 
-    def add_chunk(gradient, chunk):
+    def add_chunk(occurs_EV, chunk):
         states_ND, labels_N, weights_N, example_N = chunk
-        output_of_chunk = typed.of_states(example_N)
+        output_of_chunk = typed.of_states(example_N, occurs_EV)
         table_VD, prior = output_of_chunk.table_VD, output_of_chunk.prior
         terms, logits_gradient_NV = _chunk_loss(
             states_ND, labels_N, weights_N, output_of_chunk, smoothing, with_gradient
         )
         if logits_gradient_NV is None:
-            return gradient, (terms, None)
+            return None, (terms, None)
         prior_gradient = prior and prior.gradient(logits_gradient_NV)
         logits_gradient_NV = logits_gradient_NV.astype(table_VD.dtype)
         states_gradient_ND = logits_gradient_NV @ table_VD
@@ -108,17 +108,18 @@ def _in_chunks(
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        added = Output(table_gradient_VD, prior_gradient)
-        return jax.tree.map(jnp.add, gradient, added), (terms, states_gradient_ND)
+        return Output(table_gradient_VD, prior_gradient), (terms, states_gradient_ND)
 
-    first = jax.tree.map(jnp.zeros_like, output.learned()) if with_gradient else None
+    zero = jax.tree.map(jnp.zeros_like, output.learned()) if with_gradient else None
     tokens = (
         states_BWTD.reshape(-1, states_BWTD.shape[-1]),
         labels_BWT.reshape(-1),
         weights_BWT.reshape(-1),
         output.example(),
     )
-    output_gradient, (terms, states_gradient_ND) = scan_chunks(add_chunk, first, tokens)
+    output_gradient, (terms, states_gradient_ND) = scan_chunks(
+        add_chunk, zero, tokens, output.occurs()
+    )
     loss_BWT, nll_BWT, correct_BWT = (term.reshape(labels_BWT.shape) for term in terms)
     sums = LossSums(
         loss=loss_BWT.sum(),

@@ -1,8 +1,8 @@
-"""How a step is laid over devices: data parallel by `jax.pmap`.
+"""How a step is laid over devices: what is asked of a partitioner; data parallel by `jax.pmap`.
 
-The state keeps its own shape (no leading device axis) and is the same on every device, so that one
-state serves training, checkpoints and search. Across processes `jax.pmap` cannot update such a
-state in place; there `jax.shard_map`, which it is made of, does the same.
+By `jax.pmap`, the state keeps its own shape (no leading device axis) and is the same on every
+device, so that one state serves training, checkpoints and search. Across processes `jax.pmap`
+cannot update such a state in place; there `jax.shard_map`, which it is made of, does the same.
 """
 
 import functools
@@ -14,17 +14,66 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from bidi.config import ConfigError
-from bidi.training.step import Trainer
+from bidi.training.step import Trainer, TrainState
 
 AXIS = "devices"
 
 
-class Pmap:
+class Partitioner:
+    """Runs the steps of a `Trainer` on devices.
+
+    Attributes:
+        shardings: where a state lies: a `TrainState` of shardings, or one for all of it.
+        train_step: takes a state, what `for_training` made of a batch, and the run's key; returns
+            the state after the update, in the place of the former, and metrics, see
+            `Trainer.train_step`.
+        evaluate_step: takes parameters and what `for_evaluation` made of a batch, see
+            `Trainer.evaluate_step`.
+    """
+
+    shardings: Any
+    train_step: Callable[..., Any]
+    evaluate_step: Callable[..., Any]
+
+    def __init__(self, trainer: Trainer):
+        """Of the steps of this trainer."""
+        self._trainer = trainer
+
+    def init(self, rng: jax.Array) -> TrainState:
+        """A fresh state, which was never anywhere but where the steps run: they compile once."""
+        init = jax.jit(self._trainer.init, out_shardings=self.shardings)
+        return init(rng, self._trainer.model.smallest_batch())
+
+    def shapes(self) -> TrainState:
+        """Of a state, where the steps run."""
+        shapes, shardings = self._abstract_state(), self.shardings
+        if not isinstance(shardings, TrainState):
+            shardings = jax.tree.map(lambda _: shardings, shapes)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+
+    def for_training(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """A batch [B, ...] of this process, laid as `train_step` takes it."""
+        raise NotImplementedError
+
+    def for_evaluation(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """A batch [B, ...] of this process, laid as `evaluate_step` takes it."""
+        raise NotImplementedError
+
+    def _abstract_state(self) -> TrainState:
+        batch = self._trainer.model.smallest_batch()
+        return jax.eval_shape(self._trainer.init, jax.random.key(0), batch)
+
+
+class Pmap(Partitioner):
     """Runs the steps of a `Trainer` on the devices of all processes, the batch divided over them.
 
     Attributes:
         devices: how many, over all processes.
-        replicated: the sharding of the state.
+        shardings: of a state, which is whole on every device.
     """
 
     def __init__(self, trainer: Trainer, accumulation: int, rows: int, devices: int | None = None):
@@ -39,6 +88,7 @@ class Pmap:
         Raises:
             ConfigError: the rows cannot be divided.
         """
+        super().__init__(trainer)
         used = jax.devices()[:devices]
         self.devices = len(used)
         self._accumulation = accumulation
@@ -48,7 +98,7 @@ class Pmap:
                 f"Training.accumulation = {accumulation}"
             )
         mesh = jax.sharding.Mesh(np.array(used), (AXIS,))
-        self.replicated = jax.sharding.NamedSharding(mesh, P())
+        self.shardings = jax.sharding.NamedSharding(mesh, P())
         self._divided = jax.sharding.NamedSharding(mesh, P(AXIS))
         train_step = functools.partial(trainer.train_step, axis=AXIS)
         evaluate_step = functools.partial(trainer.evaluate_step, axis=AXIS)

@@ -13,6 +13,7 @@ import optax
 
 from bidi.data.partner import Partner
 from bidi.data.vocabulary import PAD
+from bidi.models.axes import constrain_like_parameters
 from bidi.models.model import Model
 from bidi.training.loss import LossSums, cross_entropy
 from bidi.training.partner import Update, beside_guesses
@@ -112,7 +113,8 @@ class Trainer:
             gradient_of = jax.value_and_grad(self._loss, has_aux=True)
             update = Update(jax.random.fold_in(rng, number), state.step)
             (_, (sums, suspects)), gradient = gradient_of(state.params, batch, update)
-            return jax.tree.map(jnp.add, total, (sums, gradient)), suspects
+            added = sums, constrain_like_parameters(gradient)
+            return jax.tree.map(jnp.add, total, added), suspects
 
         numbers = jnp.arange(jax.tree.leaves(batches)[0].shape[0])
         ways = batches["inputs"].shape[2]

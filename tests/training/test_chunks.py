@@ -13,11 +13,12 @@ def test_every_token_once_and_in_order(count, runs, monkeypatch):
     tokens = {"a": np.arange(count) + 1, "b": np.arange(2.0 * count).reshape(count, 2)}
     sizes = []
 
-    def add(carry, chunk):
+    def add(of_rows, chunk):
+        assert of_rows == "rows"
         sizes.append(len(chunk["a"]))
-        return (carry[0] + 1, carry[1] + chunk["a"].sum()), chunk["a"][:, None] * chunk["b"]
+        return (1, chunk["a"].sum()), chunk["a"][:, None] * chunk["b"]
 
-    carry, made = chunks.scan_chunks(add, (0, jnp.int32(0)), tokens)
-    assert carry == (runs, tokens["a"].sum())
+    sums, made = chunks.scan_chunks(add, (0, jnp.int32(0)), tokens, "rows")
+    assert sums == (runs, tokens["a"].sum())
     assert max(sizes) <= 7
     np.testing.assert_array_equal(made, tokens["a"][:, None] * tokens["b"])

@@ -43,7 +43,7 @@ def first():
 
 def train(partitioner, state, updates=4):
     """The state after some updates, and the loss of each."""
-    state, losses = jax.device_put(state, partitioner.replicated), []
+    state, losses = jax.device_put(state, partitioner.shardings), []
     for number in range(updates):
         batch = partitioner.for_training(make_batch(number + 1))
         state, metrics = partitioner.train_step(state, batch, RNG)
@@ -101,16 +101,16 @@ def two():
 
 
 def test_the_state_is_updated_in_place_and_stays_everywhere(two, first):
-    state = jax.device_put(first, two.replicated)
+    state = jax.device_put(first, two.shardings)
     new, _ = two.train_step(state, two.for_training(make_batch(1)), RNG)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     for leaf in jax.tree.leaves(new):
-        assert leaf.sharding.is_equivalent_to(two.replicated, leaf.ndim)
+        assert leaf.sharding.is_equivalent_to(two.shardings, leaf.ndim)
         assert np.isfinite(leaf).all()
 
 
 def test_steps_compile_once(two, first):
-    state = jax.device_put(first, two.replicated)
+    state = jax.device_put(first, two.shardings)
     counts, meter = [], CompileMeter()
     for number in range(4):
         state, _ = two.train_step(state, two.for_training(make_batch(number)), RNG)
@@ -136,7 +136,7 @@ def test_dropout_differs_by_update_device_and_microbatch(two, first):
                 key: np.tile(value, (4, *[1] * (value.ndim - 1))) for key, value in rows.items()
             }
             batch["weights"] *= (np.arange(ROWS) // 4 == place)[:, None, None]
-            state = jax.device_put(first.replace(step=np.int32(step)), two.replicated)
+            state = jax.device_put(first.replace(step=np.int32(step)), two.shardings)
             _, metrics = two.train_step(state, two.for_training(batch), RNG)
             losses.append(round(float(metrics["sums"].loss), 3))
     assert len(set(losses)) == 8
@@ -146,7 +146,7 @@ def test_validation_sums_do_not_depend_on_the_devices(two, first):
     batch, eight = make_batch(3), Pmap(make_trainer(), 1, ROWS, devices=8)
     results = [
         partitioner.evaluate_step(
-            jax.device_put(first.params, partitioner.replicated), partitioner.for_evaluation(batch)
+            jax.device_put(first.params, partitioner.shardings), partitioner.for_evaluation(batch)
         )
         for partitioner in (two, eight)
     ]

@@ -291,7 +291,7 @@ def test_an_update_on_devices_depends_on_state_and_seed_alone():
 
     def update(state):
         state, metrics = partitioner.train_step(
-            jax.device_put(state, partitioner.replicated),
+            jax.device_put(state, partitioner.shardings),
             partitioner.for_training(batch),
             jax.random.key(3),
         )

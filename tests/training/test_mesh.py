@@ -1,0 +1,162 @@
+"""A mesh divides rows, state and layers, and changes nothing but rounding.
+
+Letters: W ways, V vocabulary.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from bidi.config import ConfigError
+from bidi.data.partner import GOLD, Partner
+from bidi.models.config import RecurrentConfig, TransformerConfig
+from bidi.models.recurrent import Recurrent
+from bidi.models.transformer import Transformer
+from bidi.training import chunks
+from bidi.training.checkpoints import Checkpoints
+from bidi.training.config import MeshConfig
+from bidi.training.mesh import Mesh
+from bidi.training.optimizer import OptimizerConfig
+from bidi.training.partitioner import Pmap
+from bidi.training.step import Trainer
+from tests.training.test_checkpoints import make_data
+from tests.training.tiny import TOKENS, WAYS, assert_trees_close, assert_trees_equal, make_batch
+
+ROWS = len(TOKENS)
+VOCABULARY = 16
+RNG = jax.random.key(7)
+# As in test_partitioner: a small eps would make rounding large.
+OPTIMIZER = OptimizerConfig(0.05, warmup_steps=2, eps=1e-3, weight_decay=0.01, clip_norm=0.5)
+SHAPES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks in every share of the rows, the last one not full."""
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 20)
+
+
+def make_trainer(dropout=0.0, model_class=Transformer, partner=GOLD, **config):
+    tiny = {"encoder_layers": 1, "decoder_layers": 1, "model_size": 16, "heads": 8}
+    if model_class is Transformer:
+        shape = TransformerConfig(
+            **tiny | {"feedforward_size": 16, "interaction": "layers"} | config,
+            dropout=dropout,
+            future_dropout=dropout,
+        )
+    else:
+        shape = RecurrentConfig(**tiny | {"interaction": "top"} | config, dropout=dropout)
+    model = model_class(shape, ways=WAYS, target_vocabulary=VOCABULARY)
+    return Trainer(model, OPTIMIZER.make(), partner, label_smoothing=0.1, ema_decay=0.5)
+
+
+def make_mesh(trainer, shape, accumulation=2, rows=ROWS):
+    devices = jax.devices()[: int(np.prod(shape))]
+    return Mesh(trainer, MeshConfig(*shape), accumulation, rows, devices)
+
+
+def train(partitioner, updates, state=None):
+    state = partitioner.init(jax.random.key(0)) if state is None else state
+    losses = []
+    for number in range(updates):
+        batch = partitioner.for_training(make_batch(number % 5 + 1))
+        state, metrics = partitioner.train_step(state, batch, RNG)
+        losses.append(float(metrics["sums"].loss / metrics["sums"].tokens_W.sum()))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """After 20 updates by `Pmap` on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_TOKENS", 20)
+        state, losses = train(Pmap(make_trainer(), 2, ROWS, devices=1), 20)
+    return jax.device_get(state), losses
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 2, 1), *SHAPES])
+def test_the_mesh_changes_nothing(shape, alone):
+    state, losses = train(make_mesh(make_trainer(), shape), 20)
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-4)
+    assert losses[-1] < losses[0] - 0.3
+    assert_trees_close(jax.device_get(state), alone[0], rtol=2e-3, atol=2e-4)
+
+
+def test_dropout_does_not_depend_on_the_mesh():
+    """Draws are those of the whole batch, wherever its rows are."""
+    results = [
+        train(make_mesh(make_trainer(dropout=0.3), shape), 2) for shape in [(8, 1, 1), (2, 2, 2)]
+    ]
+    assert_trees_close(*(jax.device_get(state) for state, _ in results), rtol=1e-3, atol=1e-4)
+    assert abs(results[0][1][0] - train(make_mesh(make_trainer(), (8, 1, 1)), 1)[1][0]) > 0.01
+
+
+def test_the_state_is_divided_and_checkpoints_go_anywhere(tmp_path):
+    trainer = make_trainer()
+    mesh, pmap = make_mesh(trainer, (2, 2, 2)), Pmap(trainer, 2, ROWS)
+    state, _ = train(mesh, 1)
+    for tree in (state.params, state.ema, state.optimizer[1][0].mu, state.optimizer[1][0].nu):
+        kernel = tree["encoder"]["layer_0"]["feedforward"]["in"]["kernel"]
+        assert kernel.shape == (16, 16)
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 8)}
+    whole = sum(leaf.size for leaf in jax.tree.leaves(state))
+    here = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state))
+    assert here < 0.3 * whole
+    former = mesh
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    try:
+        for partitioner in (pmap, make_mesh(trainer, (1, 2, 1)), Pmap(trainer, 2, ROWS, 1), mesh):
+            checkpoints.save(state, make_data(), {}, None)
+            before = jax.device_get(state)
+            state, _ = checkpoints.restore_latest(partitioner.shapes(), make_data())
+            assert_trees_equal(jax.device_get(state), before)
+            state, _ = train(partitioner, 1, state)
+    finally:
+        checkpoints.close()
+    assert int(state.step) == 5
+    assert former is not None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"own_decoders": True, "copy_prior": True, "norm": "post"},
+        {"interaction": "top", "fusion": "concat", "tied_embeddings": False},
+        {"partner": Partner(kind="predicted"), "copy_prior": True},
+        {"model_class": Recurrent, "copy_prior": True},
+    ],
+)
+def test_every_model(model):
+    trainer = make_trainer(**model)
+    alone, divided = Pmap(trainer, 1, ROWS, devices=1), make_mesh(trainer, (2, 2, 2), 1)
+    results = [train(partitioner, 2) for partitioner in (alone, divided)]
+    assert_trees_close(*(jax.device_get(state) for state, _ in results), rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(*(losses for _, losses in results), rtol=1e-4)
+    batch = make_batch(9)
+    sums = [
+        partitioner.evaluate_step(state.params, partitioner.for_evaluation(batch))
+        for partitioner, (state, _) in zip((alone, divided), results, strict=True)
+    ]
+    assert_trees_close(*map(jax.device_get, sums), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "message"),
+    [
+        ((3, -1, 1), {}, "Mesh.data = 3, Mesh.fsdp = -1, Mesh.tensor = 1 .* 8 devices"),
+        ((2, 2, 1), {}, "Mesh.data = 2, Mesh.fsdp = 2, Mesh.tensor = 1 .* 8 devices"),
+        ((-1, 1, 8), {"heads": 4}, "Mesh.tensor = 8 .* Transformer.heads = 4"),
+        ((-1, 1, 8), {"feedforward_size": 12}, "Mesh.tensor = 8 .* 'feedforward' .* 12"),
+        ((-1, 1, 8), {"accumulation": 3}, "Batches.rows = 16 .* Mesh.data = 1 .* accumulation = 3"),
+        ((1, 8, 1), {"model_size": 12, "heads": 1}, "Mesh.fsdp = 8 .* 'embed' .* 12"),
+    ],
+)
+def test_what_cannot_be_divided_is_named(shape, config, message):
+    accumulation = config.pop("accumulation", 1)
+    with pytest.raises(ConfigError, match=message):
+        Mesh(make_trainer(**config), MeshConfig(*shape), accumulation, ROWS)
+
+
+def test_two_rests_are_refused():
+    with pytest.raises(ValueError, match="Mesh.data = -1, Mesh.fsdp = -1"):
+        MeshConfig(-1, -1, 1)
