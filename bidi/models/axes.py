@@ -27,8 +27,9 @@ _KERNELS = {
     "q": ("embed", "heads"),
     "kv": ("embed", "heads"),
     "qkv": ("embed", "heads"),
-    "in": ("embed", "feedforward"),
     "out": ("heads", "embed"),
+    "feedforward/in": ("embed", "feedforward"),
+    "feedforward/out": ("feedforward", "embed"),
 }
 
 
@@ -47,12 +48,11 @@ def parameter_axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
         return ("vocabulary",)
     if name not in ("kernel", "bias"):
         return ()
-    kernel = _KERNELS.get(layer, ("embed", None))
-    if above == "feedforward" and layer == "out":
-        kernel = ("feedforward", "embed")
+    kernel = _KERNELS.get(f"{above}/{layer}", _KERNELS.get(layer, ("embed", None)))
     if name == "kernel":
         return kernel
-    return kernel[1:] if layer in _KERNELS and layer != "out" else ()
+    # What a kernel's inputs are divided by, its outputs are added up over: then biases are whole.
+    return kernel[1:] if kernel[1] != "embed" else ()
 
 
 def spec(names: tuple[str | None, ...], ndim: int) -> PartitionSpec:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bidi.models.axes import constrain
 from bidi.models.dense import Dense
 
 Carry = tuple[jax.Array, jax.Array]
@@ -36,7 +37,9 @@ class LSTM(nn.Module):
             States [B, P, T, H], and what the last step carries on.
         """
         gates_BPTF = Dense(4 * self.size, bias_init=_forget_nothing, name="input")(x_BPTD)
+        gates_BPTF = constrain(gates_BPTF, "rows")
         kernel_HF = self.param("kernel", nn.initializers.orthogonal(), (self.size, 4 * self.size))
+        kernel_HF = constrain(kernel_HF)  # whole before the loop, not in each of its steps
 
         def step(carry: Carry, at_step: tuple[jax.Array, jax.Array]) -> tuple[Carry, jax.Array]:
             gates_BPF, begins_BP = at_step
@@ -54,7 +57,7 @@ class LSTM(nn.Module):
         first = (nothing_BPH, nothing_BPH) if carry is None else carry
         in_time = jnp.moveaxis(gates_BPTF, 2, 0), jnp.moveaxis(begins_BPT, 2, 0)
         last, states_TBPH = jax.lax.scan(step, first, in_time)
-        return jnp.moveaxis(states_TBPH, 0, 2), last
+        return constrain(jnp.moveaxis(states_TBPH, 0, 2), "rows"), last
 
 
 def _forget_nothing(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -4,12 +4,15 @@ Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S sour
 T target steps, E examples of a row, D model.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from bidi.models.attention import attend, both_mask, merge_heads, split_heads, split_keys
+from bidi.models.axes import constrain
 from bidi.models.config import RecurrentConfig
 from bidi.models.decoder import (
     KeysValues,
@@ -47,23 +50,20 @@ class Encoded:
 
 def greatest(x_BSD: jax.Array, segments_BS: jax.Array, examples: int) -> jax.Array:
     """The greatest entries over each example of a row, [B, E, D]; 0 where there is no example."""
-    rows, _, size = x_BSD.shape
-    rows_B1 = jnp.arange(rows)[:, None]
     # Padding counts for an example for which there is no room.
-    example_BS = jnp.where(segments_BS == 0, rows * examples, rows_B1 * examples + segments_BS - 1)
-    found = jax.ops.segment_max(
-        x_BSD.reshape(-1, size), example_BS.reshape(-1), num_segments=rows * examples
-    )
-    return jnp.where(jnp.isneginf(found), 0.0, found).reshape(rows, examples, size)
+    example_BS = jnp.where(segments_BS == 0, examples, segments_BS - 1)
+    # Row by row: where rows are divided over devices, none looks for its examples elsewhere.
+    of_row = functools.partial(jax.ops.segment_max, num_segments=examples)
+    found_BED = jax.vmap(of_row)(x_BSD, example_BS)
+    return constrain(jnp.where(jnp.isneginf(found_BED), 0.0, found_BED), "rows")
 
 
 def of_examples(values_BWED: jax.Array, segments_BPWT: jax.Array) -> jax.Array:
     """The values of the example that each step belongs to, [B, P, W, T, D]."""
-    rows, ways, examples, _ = values_BWED.shape
-    rows_B111 = jnp.arange(rows)[:, None, None, None]
-    ways_11W1 = jnp.arange(ways)[None, None, :, None]
     # What padding takes counts for nothing.
-    return values_BWED[rows_B111, ways_11W1, jnp.clip(segments_BPWT - 1, 0, examples - 1)]
+    example_BPWT = jnp.clip(segments_BPWT - 1, 0, values_BWED.shape[2] - 1)
+    of_way = jax.vmap(lambda values_ED, example_PT: values_ED[example_PT], (0, 1), 1)
+    return constrain(jax.vmap(of_way)(values_BWED, example_BPWT), "rows")
 
 
 class Modulation(nn.Module):
@@ -206,7 +206,7 @@ class Decoder(nn.Module):
 
     def _modulated(self, x_D: jax.Array, modulation_2D: jax.Array) -> jax.Array:
         scale_D, shift_D = jnp.split(modulation_2D, 2, axis=-1)
-        return self.normalise(x_D) * (1 + scale_D) + shift_D
+        return constrain(self.normalise(x_D) * (1 + scale_D) + shift_D, "rows")
 
     def _queries_keys_values(self, x_BPWTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = jnp.split(self.qkv(x_BPWTD), 3, axis=-1)
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
         parts = [own_D, source_D]
         if self.config.interaction == "top":
             parts.append(jnp.zeros_like(own_D) if other_D is None else other_D)
-        return nn.leaky_relu(self.out(jnp.concatenate(parts, axis=-1)), 0.2)
+        return constrain(nn.leaky_relu(self.out(jnp.concatenate(parts, axis=-1)), 0.2), "rows")
 
 
 def _read_other(

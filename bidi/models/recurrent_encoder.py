@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bidi.models.axes import constrain
 from bidi.models.config import RecurrentConfig
 from bidi.models.lstm import LSTM, begins
 from bidi.models.sublayers import per_way
@@ -27,7 +28,7 @@ class Encoder(nn.Module):
             lstm = per_way(LSTM, own=True)(config.model_size // 2, name=f"layer_{layer}")
             states, _ = lstm(_both_ways(x_BSD), begins_B12S, None)
             forward, backward = states[:, 0, 0], jnp.flip(states[:, 0, 1], axis=1)
-            x_BSD = jnp.concatenate([forward, backward], axis=-1)
+            x_BSD = constrain(jnp.concatenate([forward, backward], axis=-1), "rows")
             x_BSD = nn.Dropout(config.dropout, deterministic=not train)(x_BSD)
         return x_BSD
 
