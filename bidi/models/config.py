@@ -37,6 +37,8 @@ class TransformerConfig:
             2019) instead of one for both.
         copy_prior: averages the logits with a learned prior over the words of the source, see
             `output.CopyPrior`; needs a joint vocabulary.
+        remat: keeps of each layer only what it reads, and computes the rest anew for the gradient:
+            less memory for about a third more time.
     """
 
     encoder_layers: int = 3
@@ -54,6 +56,7 @@ class TransformerConfig:
     future_dropout: float = 0.3
     own_decoders: bool = False
     copy_prior: bool = False
+    remat: bool = False
 
     name: ClassVar = "Transformer"
 

@@ -22,7 +22,7 @@ from bidi.models.attention import (
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
 from bidi.models.model import Cache
-from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way
+from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way, run_layer
 
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -340,9 +340,12 @@ class Decoder(nn.Module):
         alone = dataclasses.replace(call, interact=False, self_mask=history_part(call))
         in_layers = call if self.config.interaction == "layers" else alone
         for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):
-            name = f"layers_{index}"
-            layer_cache = None if cache is None else cache[name]
-            x_BPWTD, caches[name] = layer(x_BPWTD, keys_values, layer_cache, in_layers)
+            if cache is None:
+                whole = functools.partial(_whole_streams, source=keys_values, call=in_layers)
+                x_BPWTD = run_layer(self.config, layer, x_BPWTD, whole)
+            else:
+                name = f"layers_{index}"
+                x_BPWTD, caches[name] = layer(x_BPWTD, keys_values, cache[name], in_layers)
         if self.config.norm == "pre":
             x_BPWTD = self.norm(x_BPWTD)
         if self.config.interaction == "top":
@@ -361,6 +364,12 @@ class Decoder(nn.Module):
         if config.interaction == "top":
             names.append("top")
         return dict.fromkeys(names, room)
+
+
+def _whole_streams(
+    layer: nn.Module, x_BPWTD: jax.Array, source: KeysValues, call: Call
+) -> jax.Array:
+    return layer(x_BPWTD, source, None, call)[0]
 
 
 def history_part(call: Call) -> jax.Array:

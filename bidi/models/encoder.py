@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bidi.models.attention import attend, merge_heads, source_mask, split_heads, split_keys
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
-from bidi.models.sublayers import FeedForward, Residual
+from bidi.models.sublayers import FeedForward, Residual, run_layer
 
 
 class EncoderLayer(nn.Module):
@@ -45,7 +45,8 @@ class Encoder(nn.Module):
     def __call__(self, x_BSD: jax.Array, segments_BS: jax.Array, train: bool) -> jax.Array:
         mask_B1SS = source_mask(segments_BS, segments_BS)
         for layer in range(self.config.encoder_layers):
-            x_BSD = EncoderLayer(self.config, name=f"layer_{layer}")(x_BSD, mask_B1SS, train)
+            module = EncoderLayer(self.config, name=f"layer_{layer}")
+            x_BSD = run_layer(self.config, module, x_BSD, lambda m, x: m(x, mask_B1SS, train))
         if self.config.norm == "pre":
             x_BSD = nn.LayerNorm(dtype=x_BSD.dtype, name="norm")(x_BSD)
         return x_BSD

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bidi.models.axes import constrain
 from bidi.models.config import ModelConfig
 from bidi.models.output import CopyPrior, Output, project, tokens_of
 
@@ -39,6 +40,15 @@ def most_examples(batch: Batch) -> int:
     return min(batch["source"].shape[-1], batch["inputs"].shape[-1])
 
 
+class Embed(nn.Embed):
+    """`nn.Embed`, whose table is made whole along D first where a mesh divides it and the rows."""
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[...] -> [..., D]."""
+        table_VD = constrain(self.embedding, "vocabulary")
+        return constrain(jnp.take(table_VD, tokens, axis=0), "rows")
+
+
 class Model(nn.Module):
     """Writes pairs of streams that may read each other.
 
@@ -61,7 +71,7 @@ class Model(nn.Module):
     def embedding(self, size: int) -> nn.Embed:
         """Of a vocabulary of this size, as wide as the model."""
         init = nn.initializers.normal(self.config.model_size**-0.5)
-        return nn.Embed(size, self.config.model_size, embedding_init=init)
+        return Embed(size, self.config.model_size, embedding_init=init)
 
     def __call__(self, batch: Batch, train: bool = False, interact: bool = True) -> jax.Array:
         """Logits of the labels.

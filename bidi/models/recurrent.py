@@ -10,7 +10,6 @@ steps, D model.
 import flax.linen as nn
 import jax
 
-from bidi.models.axes import constrain
 from bidi.models.config import RecurrentConfig
 from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
@@ -46,8 +45,7 @@ class Recurrent(Model):
         train: bool,
         examples: int,
     ) -> Encoded:
-        x_BSD = constrain(self.source_embedding(source_BS), "rows")
-        x_BSD = self.drop(x_BSD, deterministic=not train)
+        x_BSD = self.drop(self.source_embedding(source_BS), deterministic=not train)
         return self.decoder.encode(self.encoder(x_BSD, segments_BS, train), segments_BS, examples)
 
     def states(
@@ -60,8 +58,7 @@ class Recurrent(Model):
         interact: bool,
         own_only: bool = False,
     ) -> jax.Array:
-        x_BPWTD = constrain(self.target_embedding(inputs_BPWT), "rows")
-        x_BPWTD = self.drop(x_BPWTD, deterministic=not train)
+        x_BPWTD = self.drop(self.target_embedding(inputs_BPWT), deterministic=not train)
         interact = interact and self.interacts
         return self.decoder(x_BPWTD, encoded, segments_BPWT, train, interact, own_only)
 

@@ -40,6 +40,16 @@ def make_fusion(config: TransformerConfig, train: bool) -> nn.Module:
     )
 
 
+def run_layer(
+    config: TransformerConfig,
+    layer: nn.Module,
+    x_TD: jax.Array,
+    function: Callable[[nn.Module, jax.Array], jax.Array],
+) -> jax.Array:
+    """`function(layer, x_TD)`; with `Transformer.remat`, nothing within is kept for the gradient."""
+    return (nn.remat(function) if config.remat else function)(layer, x_TD)
+
+
 @dataclasses.dataclass(frozen=True)
 class Residual:
     """Residual connection, normalisation and dropout around a sublayer, pre- or post-norm."""

@@ -10,7 +10,6 @@ import flax.struct
 import jax
 
 from bidi.models.attention import both_mask, history_mask
-from bidi.models.axes import constrain
 from bidi.models.config import TransformerConfig
 from bidi.models.decoder import (
     Call,
@@ -141,6 +140,5 @@ class Transformer(Model):
         self, embedding: nn.Embed, tokens: jax.Array, positions: jax.Array, train: bool
     ) -> jax.Array:
         size = self.config.model_size
-        x = constrain(embedding(tokens), "rows") * size**0.5
-        x += sinusoidal_positions(positions, size)
+        x = embedding(tokens) * size**0.5 + sinusoidal_positions(positions, size)
         return self.drop(x.astype(self.config.activation_dtype), deterministic=not train)

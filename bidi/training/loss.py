@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bidi.models.axes import constrain
 from bidi.models.output import Output, project
 from bidi.training.chunks import scan_chunks
 
@@ -88,7 +89,9 @@ def _in_chunks(
     with_gradient: bool,
 ) -> tuple[LossSums, tuple[jax.Array, Output] | None]:
     """The sums, and the gradient of their loss by states and output if asked for."""
-    typed = dataclasses.replace(output, table_VD=output.table_VD.astype(states_BWTD.dtype))
+    # Whole along D before the loop, not in each of its steps.
+    table_VD = constrain(output.table_VD.astype(states_BWTD.dtype), "vocabulary")
+    typed = dataclasses.replace(output, table_VD=table_VD)
 
     def add_chunk(occurs_EV, chunk):
         states_ND, labels_N, weights_N, example_N = chunk

@@ -352,3 +352,26 @@ def test_softmax_and_logits_are_float32(tied):
         assert {dtype for dtype, _, primitive in made if primitive == "exp"} == {"f32"}
         priced = {dtype for dtype, shape, _ in made if shape.endswith(f",{tiny.TARGETS}")}
         assert priced - {"bool", "i32"} == {"f32"}
+
+
+@pytest.mark.parametrize("own_decoders", [False, True])
+def test_what_is_computed_anew_has_the_same_gradient(own_decoders):
+    """Dropout too: it is drawn a second time."""
+    segments = np.ones((2, 2, 4), np.int32)
+    batch = tiny.source_batch(np.ones((2, 3), np.int32))
+    batch |= {"inputs": segments * 5, "segments": segments, "positions": segments}
+    config = {"interaction": "layers", "own_decoders": own_decoders, "encoder_layers": 1}
+    models = [tiny.make_model(**config, dropout=0.3, remat=remat) for remat in (False, True)]
+    params = tiny.random_params(models[0])
+
+    def loss(params, model):
+        rngs = {"dropout": jax.random.key(1)}
+        return (model.apply({"params": params}, batch, train=True, rngs=rngs) ** 2).sum()
+
+    gradients = [tiny.quick_jit(jax.grad(loss), static_argnums=1)(params, m) for m in models]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * abs(b).max()),
+        *gradients,
+    )
+    kept = ["remat" in str(jax.make_jaxpr(jax.grad(loss), 1)(params, m)) for m in models]
+    assert kept == [False, True]
