@@ -52,14 +52,14 @@ def train(pmap):
 
     rng = jax.random.key(7)
     first = jax.device_get(jax.jit(make_trainer().init)(jax.random.key(0), make_batch(0)))
-    state, losses = jax.device_put(first, pmap.replicated), []
+    state, losses = jax.device_put(first, pmap.shardings), []
     for number in range(UPDATES):
         before = state
         state, metrics = pmap.train_step(before, pmap.for_training(mine(number + 1)), rng)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
         losses.append(float(metrics["sums"].loss))
     for leaf in jax.tree.leaves(state):
-        assert leaf.sharding.is_equivalent_to(pmap.replicated, leaf.ndim)
+        assert leaf.sharding.is_equivalent_to(pmap.shardings, leaf.ndim)
     sums = pmap.evaluate_step(state.params, pmap.for_evaluation(mine(0)))
     return jax.device_get((state, losses, sums))
 

@@ -46,7 +46,7 @@ def run_layer(
     x_TD: jax.Array,
     function: Callable[[nn.Module, jax.Array], jax.Array],
 ) -> jax.Array:
-    """`function(layer, x_TD)`; with `Transformer.remat`, nothing within is kept for the gradient."""
+    """`function(layer, x_TD)`; with `Transformer.remat`, keeps nothing of it for the gradient."""
     return (nn.remat(function) if config.remat else function)(layer, x_TD)
 
 

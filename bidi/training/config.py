@@ -82,7 +82,9 @@ class TrainingConfig:
 @gin.configurable("Mesh")
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How all devices are laid out for `Training.partitioner = 'mesh'`; one size may be -1, the rest.
+    """How all devices are laid out for `Training.partitioner = 'mesh'`.
+
+    One size may be -1: the rest.
 
     Attributes:
         data: copies of the state; each takes its share of the rows.

@@ -59,8 +59,8 @@ class Mesh(Partitioner):
         of_process = len(devices) // len({device.process_index for device in devices})
         if of_process % tensor:
             raise ConfigError(
-                f"Mesh.tensor = {tensor} cannot divide the {of_process} devices of a process: those "
-                "that divide a layer read the same rows, and each process reads its own"
+                f"Mesh.tensor = {tensor} cannot divide the {of_process} devices of a process: "
+                "those that divide a layer read the same rows, and each process reads its own"
             )
         auto = (jax.sharding.AxisType.Auto,) * len(shape)
         self.mesh = jax.make_mesh(shape, axes.MESH_AXES, auto, devices=devices)

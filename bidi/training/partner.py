@@ -71,13 +71,13 @@ def guess(states_BWTD: jax.Array, output: Output) -> jax.Array:
 
     def of_chunk(occurs_EV, chunk):
         states_ND, example_N = chunk
-        text_logits_NV = project(states_ND, output.of_states(example_N, occurs_EV))[:, FIRST_TEXT_ID:]
+        text_logits_NV = project(states_ND, output.of_states(example_N, occurs_EV))[
+            :, FIRST_TEXT_ID:
+        ]
         return None, jnp.argmax(text_logits_NV, axis=-1).astype(jnp.int32) + FIRST_TEXT_ID
 
     tokens = states_BWTD.reshape(-1, states_BWTD.shape[-1]), output.example()
-    return scan_chunks(of_chunk, None, tokens, output.occurs())[1].reshape(
-        states_BWTD.shape[:-1]
-    )
+    return scan_chunks(of_chunk, None, tokens, output.occurs())[1].reshape(states_BWTD.shape[:-1])
 
 
 def is_text(batch: Batch) -> jax.Array:

@@ -354,13 +354,12 @@ def test_softmax_and_logits_are_float32(tied):
         assert priced - {"bool", "i32"} == {"f32"}
 
 
-@pytest.mark.parametrize("own_decoders", [False, True])
-def test_what_is_computed_anew_has_the_same_gradient(own_decoders):
+def test_what_is_computed_anew_has_the_same_gradient():
     """Dropout too: it is drawn a second time."""
     segments = np.ones((2, 2, 4), np.int32)
     batch = tiny.source_batch(np.ones((2, 3), np.int32))
     batch |= {"inputs": segments * 5, "segments": segments, "positions": segments}
-    config = {"interaction": "layers", "own_decoders": own_decoders, "encoder_layers": 1}
+    config = {"interaction": "layers", "own_decoders": True, "encoder_layers": 1}
     models = [tiny.make_model(**config, dropout=0.3, remat=remat) for remat in (False, True)]
     params = tiny.random_params(models[0])
 
