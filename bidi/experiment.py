@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import gin
+import jax
 
 from bidi import config
 from bidi.data.folds import WithoutFold
@@ -99,16 +101,18 @@ class Experiment:
             skip_nonfinite=self.training.skip_nonfinite > 0,
         )
 
-    def make_partitioner(self, trainer: Trainer) -> Partitioner:
-        """What runs the trainer's steps on all devices.
+    def make_partitioner(
+        self, trainer: Trainer, devices: Sequence[jax.Device] | None = None
+    ) -> Partitioner:
+        """What runs the trainer's steps on all devices, or on those given.
 
         Raises:
             ConfigError: devices, rows or model cannot be divided so.
         """
         accumulation, rows = self.training.accumulation, self.batches.rows
         if self.training.partitioner == "mesh":
-            return Mesh(trainer, self.mesh, accumulation, rows)
-        return Pmap(trainer, accumulation, rows)
+            return Mesh(trainer, self.mesh, accumulation, rows, devices)
+        return Pmap(trainer, accumulation, rows, devices)
 
 
 def build() -> Experiment:

@@ -3,6 +3,7 @@
 Letters: N rows, D model, F feed-forward.
 """
 
+import dataclasses
 import resource
 import sys
 import time
@@ -10,18 +11,41 @@ import time
 import jax
 import jax.numpy as jnp
 
-# FLOP/s of a device in bfloat16 without sparsity, by the makers' data sheets; the longest prefix
-# of `device_kind` counts.
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a device can do at most.
+
+    Attributes:
+        flops: FLOP/s in bfloat16 without sparsity.
+        memory: bytes of main memory.
+        bandwidth: bytes/s between main memory and cores.
+        interconnect: bytes/s that it sends to its neighbours over all links together.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+# By the longest prefix of `device_kind`; docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Sending
+# is half of "bidirectional ICI bandwidth per chip"; of v4 "all-reduce bandwidth per Pod" over its
+# 4096 chips, which for v5e and v6e comes to the same as that half.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096),
+    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9),
+    "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 400e9),
+}
+
+# The same as `Chip.flops`, by the makers' data sheets.
 _PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
+    **{kind: chip.flops for kind, chip in CHIPS.items()},
 }
 
 # Long enough for the clock and for what it takes to start a program.

@@ -122,6 +122,46 @@ def _print_sizes(rows: list[dict[str, Any]], console: rich.console.Console) -> N
     console.print(table)
 
 
+def print_compiled(report: dict[str, Any], console: rich.console.Console) -> None:
+    """What `topology.update` and `topology.search` say, of the programs of `bidi.compile`."""
+    programs = report["programs"]
+    columns = {name: dict(_compiled_lines(one)) for name, one in programs.items()}
+    table = _table(f"{report['topology']} ({report['chip']}): on each device", *columns)
+    for line in dict.fromkeys(line for lines in columns.values() for line in lines):
+        table.add_row(line, *(lines.get(line, "") for lines in columns.values()))
+    console.print(table)
+    for name, one in programs.items():
+        if "why" in one:
+            console.print(f"{name}: {one['why']}", soft_wrap=True)
+
+
+def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "devices", str(one["devices"])
+    for part, size in one["memory"].items():
+        yield f"{part}, MB", "?" if size is None else _megabytes(size)
+    yield "fits", "yes" if one["fits"] else "NO"
+    if "work" not in one:
+        return
+    work, roofline = one["work"], one["roofline"]
+    yield "matrix products, GFLOP", f"{work['flops'] / 1e9:,.1f}"
+    if "flops_needed" in one:
+        yield "  needed by arithmetic", f"{one['flops_needed'] / 1e9:,.1f}"
+    yield "main memory traffic, MB", _megabytes(work["bytes"])
+    for kind, collective in work["collectives"].items():
+        yield f"{kind}: how many", f"{collective['count']:,.0f}"
+        yield "  of arrays of, MB", _megabytes(collective["bytes"])
+        yield "  sent, MB", _megabytes(collective["sent"])
+    for limit in ("compute", "memory", "interconnect"):
+        yield f"ms at least by {limit}", f"{1000 * roofline[limit]:,.3f}"
+    yield "bound by", roofline["bound"]
+    for what in ("target_tokens", "sentences"):
+        if what in one:
+            yield f"{what.replace('_', ' ')}/s at most", f"{one[what] / roofline['seconds']:,.0f}"
+    if "rounds" in one:
+        yield "rounds of the loop, as counted", f"{one['rounds']:,}"
+    yield "compilation, s", f"{one['compile_seconds']:,.1f}"
+
+
 def _table(title: str, *headings: str) -> rich.table.Table:
     """Numbers under headings, to the right of what each row is called."""
     table = rich.table.Table(title=title, box=rich.box.SIMPLE, padding=(0, 1, 0, 0))

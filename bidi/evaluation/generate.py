@@ -133,6 +133,21 @@ class Priced:
     predicted_PWT: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class LoweredSearch:
+    """A search before it is compiled.
+
+    Attributes:
+        program: of one batch.
+        sentences: that are searched at once.
+        steps: rounds of its loop, if each sentence has the greatest length there is.
+    """
+
+    program: jax.stages.Lowered
+    sentences: int
+    steps: int
+
+
 class Generator:
     """A model, its parameters and its vocabularies.
 
@@ -152,13 +167,18 @@ class Generator:
         target_vocabulary: Vocabulary,
         max_source_length: int,
         evaluation: EvaluationConfig,
+        devices: Sequence[jax.Device] | None = None,
     ):
-        """`max_source_length` in tokens, without marker: longer sources are cut."""
+        """`max_source_length` in tokens, without marker: longer sources are cut.
+
+        Works on the devices of this process, if no others are given.
+        """
         self.streams, self.target_vocabulary = streams, target_vocabulary
         self.params = params
         self.model, self._source_vocabulary = model, source_vocabulary
         self._max_source_length, self._evaluation = max_source_length, evaluation
-        self._devices = jax.local_device_count()
+        self._used = jax.local_devices() if devices is None else list(devices)
+        self._devices = len(self._used)
         self._compiled_search = functools.cache(self._compile_search)
         self._compiled_price = functools.cache(self._compile_price)
         self._compiled_score = functools.cache(self._compile_score)
@@ -173,6 +193,7 @@ class Generator:
             self.target_vocabulary,
             self._max_source_length,
             self._evaluation,
+            self._used,
         )
 
     def encode(self, sources: Sequence[str]) -> list[np.ndarray]:
@@ -219,17 +240,10 @@ class Generator:
         encoded = self._with_end(sources, tally)
         found: list[Found | None] = [None] * len(sources)
         for indices, length, rows, queue in self._queues([len(ids) for ids in encoded]):
-            batch = self._source_batch([encoded[i] for i in indices], length, queue)
-            max_length_Q = np.zeros(queue, np.int32)
-            # EOS is not counted: an empty source has nothing to say.
-            max_length_Q[: len(indices)] = config.max_length(
-                np.array([len(encoded[i]) - 1 for i in indices])
+            program, *batch = self._search_of(
+                [encoded[i] for i in indices], length, rows, queue, config
             )
-            steps = config.stream_steps(int(config.max_length(np.array(length - 1))), self._ways)
-            search = self._compiled_search(config, rows // self._devices, steps)
-            result = jax.device_get(
-                search(self.params, self._divided(batch), self._divided(max_length_Q))
-            )
+            result = jax.device_get(program(self.params, *batch))
             tally.batches += 1
             tally.row_steps_run += int(result.steps.sum()) * rows // self._devices
             tally.row_steps_needed += int(result.steps_Q.sum())
@@ -238,6 +252,19 @@ class Generator:
                 found[index] = self._found(result, row)
         tally.sentences += len(sources)
         return [one for one in found if one is not None]
+
+    def lower_search(self, source_tokens: int, config: SearchConfig) -> LoweredSearch:
+        """The search of a full batch of sources of so many tokens, to be compiled.
+
+        Parameters may be shapes, and devices absent.
+        """
+        encoded = np.full(source_tokens + 1, EOS, np.int32)
+        length = _bucket(len(encoded))
+        rows = self._rows(self._evaluation.batch_tokens, length)
+        queue = rows * QUEUE
+        program, *batch = self._search_of([encoded] * queue, length, rows, queue, config)
+        steps = QUEUE * self._steps(length, config)
+        return LoweredSearch(program.lower(self.params, *batch), queue, steps)
 
     def score(
         self,
@@ -425,6 +452,29 @@ class Generator:
                     streams[key][row, place, :, : len(value_TW)] = value_TW.T
         return streams
 
+    def _search_of(
+        self,
+        encoded: Sequence[np.ndarray],
+        length: int,
+        rows: int,
+        queue: int,
+        config: SearchConfig,
+    ) -> tuple[Any, Any, Any]:
+        """A program, and what it takes beside the parameters."""
+        max_length_Q = np.zeros(queue, np.int32)
+        # EOS is not counted: an empty source has nothing to say.
+        max_length_Q[: len(encoded)] = config.max_length(
+            np.array([len(ids) - 1 for ids in encoded])
+        )
+        steps = self._steps(length, config)
+        program = self._compiled_search(config, rows // self._devices, steps)
+        batch = self._source_batch(encoded, length, queue)
+        return program, self._divided(batch), self._divided(max_length_Q)
+
+    def _steps(self, length: int, config: SearchConfig) -> int:
+        """Of a stream's search, for sources of this length with their end marker."""
+        return config.stream_steps(int(config.max_length(np.array(length - 1))), self._ways)
+
     def _divided(self, tree: Any) -> Any:
         """[B, ...] -> [devices, B / devices, ...]."""
         return jax.tree.map(lambda x: x.reshape(self._devices, -1, *x.shape[1:]), tree)
@@ -440,6 +490,10 @@ class Generator:
         for way, end in enumerate(self.streams.ends):
             allowed_WV[way, end] = True
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
+
+    def _divided_over_devices(self, function: Callable[..., Any]) -> Any:
+        """Of parameters and batches; other processes' devices do work of their own."""
+        return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, 0), devices=self._used)
 
     def _compile_search(self, config: SearchConfig, rows: int, steps: int) -> Any:
         coupling = config.make_coupling(self._ways)
@@ -478,7 +532,7 @@ class Generator:
                 config=config,
             )
 
-        return _divided_over_devices(search)
+        return self._divided_over_devices(search)
 
     def _compile_score(self, interact: bool) -> Any:
         interact = interact or self.streams.layout == "halves"
@@ -488,7 +542,7 @@ class Generator:
             log_probs_BPWT = _of_labels(log_probs_BPWTV, streams["labels"])
             return (log_probs_BPWT * streams["weights"]).sum(axis=-1)
 
-        return _divided_over_devices(score)
+        return self._divided_over_devices(score)
 
     def _compile_price(self, interact: bool) -> Any:
         def price(params: Any, batch: dict[str, jax.Array], streams: dict[str, jax.Array]) -> Any:
@@ -496,7 +550,7 @@ class Generator:
             predicted_BPWT = log_probs_BPWTV.argmax(axis=-1)
             return _of_labels(log_probs_BPWTV, streams["labels"]), predicted_BPWT
 
-        return _divided_over_devices(price)
+        return self._divided_over_devices(price)
 
     def _log_probs(
         self,
@@ -547,12 +601,6 @@ class Generator:
 
 def _of_labels(log_probs_BPWTV: jax.Array, labels_BPWT: jax.Array) -> jax.Array:
     return jnp.take_along_axis(log_probs_BPWTV, labels_BPWT[..., None], axis=-1)[..., 0]
-
-
-def _divided_over_devices(function: Callable[..., Any]) -> Any:
-    """Of parameters and batches; on this process's devices, since others do work of their own."""
-    devices = jax.local_devices()
-    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, 0), devices=devices)
 
 
 def _bucket(length: int) -> int:

@@ -50,13 +50,13 @@ def restore_generator(
         experiment.streams,
         source,
         target,
-        _max_source_length(experiment),
+        max_source_length(experiment),
         experiment.evaluation,
     )
     return generator, step
 
 
-def _max_source_length(experiment: Experiment) -> int:
+def max_source_length(experiment: Experiment) -> int:
     """Source tokens, without marker, that the model is given: what fits a row of training.
 
     Where training cut its sources, a search cuts them alike.

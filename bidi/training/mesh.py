@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bidi.config import ConfigError
 from bidi.models import axes
 from bidi.training.config import MeshConfig
-from bidi.training.partitioner import Partitioner
+from bidi.training.partitioner import Partitioner, divide
 from bidi.training.step import Trainer
 
 
@@ -64,7 +64,7 @@ class Mesh(Partitioner):
             )
         auto = (jax.sharding.AxisType.Auto,) * len(shape)
         self.mesh = jax.make_mesh(shape, axes.MESH_AXES, auto, devices=devices)
-        self._accumulation = accumulation
+        self.leading = (accumulation, -1)
         _check_heads(trainer, tensor)
         self.shardings = jax.tree_util.tree_map_with_path(self._of_leaf, self._abstract_state())
         self._rows = self._sharding(PartitionSpec(axes.RULES["rows"]))
@@ -84,11 +84,7 @@ class Mesh(Partitioner):
 
     def for_training(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """A process's rows [B, ...] -> [accumulation, rows of a microbatch, ...] of all of them."""
-        shape = (self._accumulation, -1)
-        return self._put(
-            {key: value.reshape(*shape, *value.shape[1:]) for key, value in batch.items()},
-            self._microbatches,
-        )
+        return self._put(divide(batch, self.leading), self._microbatches)
 
     def for_evaluation(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """A process's rows [B, ...] -> the rows of all of them."""

@@ -6,7 +6,7 @@ cannot update such a state in place; there `jax.shard_map`, which it is made of,
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ class Partitioner:
 
     Attributes:
         shardings: where a state lies: a `TrainState` of shardings, or one for all of it.
+        leading: the axes that stand for B where `train_step` takes a batch; -1 is the rest.
         train_step: takes a state, what `for_training` made of a batch, and the run's key; returns
             the state after the update, in the place of the former, and metrics, see
             `Trainer.train_step`.
@@ -32,7 +33,8 @@ class Partitioner:
     """
 
     shardings: Any
-    train_step: Callable[..., Any]
+    leading: tuple[int, ...]
+    train_step: Any
     evaluate_step: Callable[..., Any]
 
     def __init__(self, trainer: Trainer):
@@ -55,6 +57,14 @@ class Partitioner:
             shardings,
         )
 
+    def lower(self, batch: dict[str, np.ndarray]) -> jax.stages.Lowered:
+        """`train_step` for such batches [B, ...] of all processes, on devices that may be absent.
+
+        Of `batch` only shapes count.
+        """
+        laid = jax.eval_shape(functools.partial(divide, shape=self.leading), batch)
+        return self.train_step.lower(self.shapes(), laid, jax.eval_shape(lambda: jax.random.key(0)))
+
     def for_training(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """A batch [B, ...] of this process, laid as `train_step` takes it."""
         raise NotImplementedError
@@ -76,22 +86,30 @@ class Pmap(Partitioner):
         shardings: of a state, which is whole on every device.
     """
 
-    def __init__(self, trainer: Trainer, accumulation: int, rows: int, devices: int | None = None):
+    def __init__(
+        self,
+        trainer: Trainer,
+        accumulation: int,
+        rows: int,
+        devices: int | Sequence[jax.Device] | None = None,
+    ):
         """Compiles nothing yet.
 
         Args:
             trainer: whose steps are run.
             accumulation: microbatches of an update.
             rows: of a batch, over all devices and microbatches.
-            devices: how many to use; all by default. Several processes use all.
+            devices: how many to use, or which; all by default. Several processes use all.
 
         Raises:
             ConfigError: the rows cannot be divided.
         """
         super().__init__(trainer)
-        used = jax.devices()[:devices]
+        used: Sequence[jax.Device] = (
+            jax.devices()[:devices] if devices is None or isinstance(devices, int) else devices
+        )
         self.devices = len(used)
-        self._accumulation = accumulation
+        self.leading = (self.devices // jax.process_count(), accumulation, -1)
         if rows % (self.devices * accumulation):
             raise ConfigError(
                 f"Batches.rows = {rows} cannot be divided over {self.devices} devices x "
@@ -125,22 +143,25 @@ class Pmap(Partitioner):
 
     def for_training(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """[B, ...] of this process -> [devices, accumulation, rows of a microbatch, ...]."""
-        return self._divide(batch, (self._accumulation, -1))
+        return self._put(divide(batch, self.leading))
 
     def for_evaluation(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """[B, ...] of this process -> [devices, rows of a device, ...]."""
-        return self._divide(batch, (-1,))
+        return self._put(divide(batch, (self.leading[0], -1)))
 
-    def _divide(self, batch: dict[str, np.ndarray], shape: tuple[int, ...]) -> dict[str, Any]:
-        processes = jax.process_count()
-        shape = (self.devices // processes, *shape)
-        mine = {key: value.reshape(*shape, *value.shape[1:]) for key, value in batch.items()}
-        if processes == 1:
+    def _put(self, mine: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What is this process's, of what is all processes'."""
+        if jax.process_count() == 1:
             return mine
         return {
             key: jax.make_array_from_process_local_data(self._divided, value)
             for key, value in mine.items()
         }
+
+
+def divide(batch: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """[B, ...] -> [*shape, ...]."""
+    return {key: value.reshape(*shape, *value.shape[1:]) for key, value in batch.items()}
 
 
 def _shard_mapped(

@@ -1,0 +1,436 @@
+"""What a compiled program does on a device, counted in XLA's text of it.
+
+Counted are the operations of matrix products, the bytes that go between the device's main memory
+and its cores, and what devices send each other. A loop's body counts as often as it runs: so often
+as XLA says, or as its condition compares a counter with (`lax.scan`); where neither is known, for
+its end is in the data, as often as the caller says. XLA's own cost analysis counts a body once.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+# `name = type opcode(operands), attributes`
+_NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
+_HEADING = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_CALLED = re.compile(r"(?:calls|body|branch_computations|to_apply)=(\{[^}]*\}|%?[\w.\-]+)")
+
+# They move nothing of themselves.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
+    *("partition-id", "replica-id", "while", "conditional", "call", "optimization-barrier"),
+}
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+# They read of their first operand what they give back.
+_SLICES = {"dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start"}
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind.
+
+    Attributes:
+        count: how many.
+        bytes: of the whole arrays that they reduce, gather or move, on one device.
+        sent: bytes that a device sends by a ring over its group, the least there is.
+    """
+
+    count: float
+    bytes: float
+    sent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a program does on one device.
+
+    Attributes:
+        flops: operations of matrix products, two for each multiplication and addition.
+        bytes: between main memory and cores.
+        collectives: by kind.
+        open_loops: loops in the text whose number of rounds the caller had to say.
+    """
+
+    flops: float = 0
+    bytes: float = 0
+    collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
+    open_loops: int = 0
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends."""
+        return sum(collective.sent for collective in self.collectives.values())
+
+    def __add__(self, other: "Work") -> "Work":
+        kinds = self.collectives.keys() | other.collectives.keys()
+        none = Collective(0, 0, 0)
+        added = {}
+        for kind in sorted(kinds):
+            one, two = self.collectives.get(kind, none), other.collectives.get(kind, none)
+            added[kind] = Collective(
+                one.count + two.count, one.bytes + two.bytes, one.sent + two.sent
+            )
+        return Work(
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            added,
+            self.open_loops + other.open_loops,
+        )
+
+    def times(self, rounds: float) -> "Work":
+        """The same, so often."""
+        return Work(
+            rounds * self.flops,
+            rounds * self.bytes,
+            {
+                kind: Collective(rounds * one.count, rounds * one.bytes, rounds * one.sent)
+                for kind, one in self.collectives.items()
+            },
+            self.open_loops,
+        )
+
+
+def work(text: str, devices: int, open_rounds: float = 1) -> Work:
+    """Counts a program's work.
+
+    Args:
+        text: of an optimised program, `compiled.as_text()`.
+        devices: that it runs on.
+        open_rounds: how often a loop runs whose number of rounds is not in the text.
+    """
+    return _Program(text, devices, open_rounds).work
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str
+
+    @property
+    def bytes(self) -> float:
+        bits = re.search(r"\d+", self.dtype)
+        width = int(bits[0]) / 8 if bits else float(self.dtype == "pred")
+        return width * math.prod(self.shape)
+
+    @property
+    def main_bytes(self) -> float:
+        """0 where it lies in a core's own memory, which TPUs mark by `S(1)` and above."""
+        return 0 if re.search(r"S\([1-9]", self.layout) else self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    opcode: str
+    arrays: tuple[_Array, ...]
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def called(self) -> list[str]:
+        return [
+            name.strip().lstrip("%")
+            for names in _CALLED.findall(self.rest)
+            for name in names.strip("{}").split(",")
+        ]
+
+
+@dataclasses.dataclass
+class _Computation:
+    instructions: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
+    root: str = ""
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, str]:
+        found = (one for one in self.instructions.values() if one.opcode == "parameter")
+        return {int(one.operands[0]): one.name for one in found}
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[_Instruction]]:
+        users: dict[str, list[_Instruction]] = {name: [] for name in self.instructions}
+        for instruction in self.instructions.values():
+            for operand in set(instruction.operands) & users.keys():
+                users[operand].append(instruction)
+        return users
+
+
+class _Program:
+    def __init__(self, text: str, devices: int, open_rounds: float):
+        self._devices, self._open_rounds = devices, open_rounds
+        self._computations, entry = _parse(text)
+        self._of = functools.cache(self._work_of)
+        self.work = self._of(entry, False)
+
+    def _work_of(self, name: str, fused: bool) -> Work:
+        computation = self._computations[name]
+        total = Work()
+        for instruction in computation.instructions.values():
+            total += self._work_here(computation, instruction, fused)
+            total += self._work_called(instruction, fused)
+        return total
+
+    def _work_here(self, computation: _Computation, one: _Instruction, fused: bool) -> Work:
+        flops, collectives = 0.0, {}
+        if one.opcode in ("dot", "convolution"):
+            lhs, rhs = (_array(computation, operand) for operand in one.operands[:2])
+            product = _dot_flops if one.opcode == "dot" else _convolution_flops
+            flops = product(one, lhs, rhs)
+        kind = one.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            collectives[kind] = self._collective(computation, one, kind)
+        moved = 0 if fused else self._bytes(computation, one)
+        return Work(flops, moved, collectives)
+
+    def _work_called(self, one: _Instruction, fused: bool) -> Work:
+        if one.opcode == "while":
+            rounds = self._rounds(one)
+            body = re.search(r"body=%?([\w.\-]+)", one.rest)
+            assert body is not None, one.rest
+            inner = self._of(body[1], fused)
+            if rounds is None:
+                return inner.times(self._open_rounds) + Work(open_loops=1)
+            return inner.times(rounds)
+        if one.opcode == "conditional":
+            # One of them runs: the one that does most.
+            return max((self._of(name, fused) for name in one.called), key=_size)
+        if one.opcode in ("fusion", "call") or one.opcode.endswith("-start"):
+            fused = fused or one.opcode == "fusion"
+            called = [name for name in one.called if name in self._computations]
+            return sum((self._of(name, fused) for name in called), Work())
+        return Work()
+
+    def _rounds(self, loop: _Instruction) -> float | None:
+        known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?\s*[:=]\s*"?(\d+)', loop.rest)
+        if known:
+            return int(known[1])
+        name = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        assert name is not None, loop.rest
+        condition = self._computations[name[1]]
+        root = condition.instructions[condition.root]
+        compared = root
+        if root.opcode == "fusion":
+            inner = self._computations[root.called[0]]
+            compared = inner.instructions[inner.root]
+        if compared.opcode != "compare" or "direction=LT" not in compared.rest:
+            return None
+        operands = [condition.instructions.get(operand) for operand in root.operands]
+        limits = [one for one in operands if one is not None and one.opcode == "constant"]
+        return int(limits[0].operands[0]) if len(limits) == 1 else None
+
+    def _collective(self, computation: _Computation, one: _Instruction, kind: str) -> Collective:
+        size = _group_size(one.rest, self._devices)
+        moved = sum(_bytes_of(computation, operand) for operand in one.operands)
+        if kind == "all-gather":
+            moved *= size
+        share = (size - 1) / size
+        passes = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
+        return Collective(1, moved, moved * passes.get(kind, share))
+
+    def _bytes(self, computation: _Computation, one: _Instruction) -> float:
+        if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
+            return 0
+        if one.opcode == "custom-call" and any(name in one.rest for name in _FREE_CALLS):
+            return 0
+        if one.opcode.endswith("-start"):
+            return self._started_bytes(computation, one)
+        if one.opcode == "fusion":
+            return self._fusion_bytes(computation, one)
+        written = sum(array.main_bytes for array in one.arrays)
+        sources = [_arrays(computation, operand) for operand in one.operands]
+        if one.opcode in _SLICES:
+            from_main = any(array.main_bytes for array in sources[0])
+            return written + (sum(array.bytes for array in one.arrays) if from_main else 0)
+        if one.opcode == "dynamic-update-slice":
+            update = sum(array.bytes for array in sources[1])
+            return update * (1 + bool(written))
+        return written + sum(array.main_bytes for arrays in sources for array in arrays)
+
+    def _started_bytes(self, computation: _Computation, one: _Instruction) -> float:
+        """Of a copy between memories: what is read in the one and written in the other."""
+        if one.opcode.removesuffix("-start") in COLLECTIVES:
+            read = sum(_bytes_of(computation, operand) for operand in one.operands)
+            return 2 * read
+        if one.opcode not in ("copy-start", "slice-start", "dynamic-slice-start"):
+            return 0  # what it calls is counted
+        # (target, source, context) of a copy, ((source), target, context) of a slice
+        target = one.arrays[0 if one.opcode == "copy-start" else 1]
+        read = any(array.main_bytes for array in _arrays(computation, one.operands[0]))
+        return target.bytes * read + target.main_bytes
+
+    def _fusion_bytes(self, computation: _Computation, one: _Instruction) -> float:
+        inner = self._computations[one.called[0]]
+        total = 0.0
+        for place, operand in enumerate(one.operands):
+            from_main = sum(array.main_bytes for array in _arrays(computation, operand))
+            if from_main:
+                total += min(from_main, self._read_of(inner, inner.parameters[place]))
+        root = inner.instructions[inner.root]
+        written = [inner.instructions[name] for name in root.operands]
+        results = written if root.opcode == "tuple" else [root]
+        if len(results) != len(one.arrays):
+            return total + sum(array.main_bytes for array in one.arrays)
+        return total + sum(
+            self._written_of(inner, result) if array.main_bytes else 0
+            for result, array in zip(results, one.arrays, strict=True)
+        )
+
+    def _read_of(self, computation: _Computation, name: str) -> float:
+        """Bytes of a fusion's parameter that are read: all, unless only slices of it are."""
+        whole = _bytes_of(computation, name)
+        total = 0.0
+        for user in computation.users[name]:
+            if user.opcode in _SLICES and user.operands[0] == name:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                pass  # stays as it is but for the update
+            elif user.opcode == "bitcast":
+                total += self._read_of(computation, user.name)
+            elif user.opcode == "fusion":
+                inner = self._computations[user.called[0]]
+                places = [p for p, operand in enumerate(user.operands) if operand == name]
+                total += sum(self._read_of(inner, inner.parameters[place]) for place in places)
+            else:
+                return whole
+        return min(total, whole)
+
+    def _written_of(self, computation: _Computation, one: _Instruction) -> float:
+        """Bytes that a fusion writes of one result: an update in place writes the update alone."""
+        while one.opcode == "bitcast" and one.operands[0] in computation.instructions:
+            one = computation.instructions[one.operands[0]]
+        if one.opcode == "dynamic-update-slice":
+            return _bytes_of(computation, one.operands[1])
+        return sum(array.bytes for array in one.arrays)
+
+
+def _size(work: Work) -> tuple[float, float]:
+    return work.flops, work.bytes
+
+
+def _arrays(computation: _Computation, operand: str) -> tuple[_Array, ...]:
+    found = computation.instructions.get(operand)
+    return found.arrays if found else ()
+
+
+def _array(computation: _Computation, operand: str) -> _Array:
+    return _arrays(computation, operand)[0]
+
+
+def _bytes_of(computation: _Computation, operand: str) -> float:
+    return sum(array.bytes for array in _arrays(computation, operand))
+
+
+def _dot_flops(one: _Instruction, lhs: _Array, _: _Array) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
+    axes = _integers(contracted[1]) if contracted else []
+    return 2.0 * math.prod(one.arrays[0].shape) * math.prod(lhs.shape[axis] for axis in axes)
+
+
+def _convolution_flops(one: _Instruction, lhs: _Array, rhs: _Array) -> float:
+    """As XLA counts them: TPUs' matrix products are convolutions, batch axes spatial ones."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
+    assert labels is not None, one.rest
+    left, right, out = labels.groups()
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (_braces(one.rest, "window="))))
+    spatial = sorted(label for label in left if label.isdigit())
+    given = {key: value.split("x") for key, value in window.items()}
+    products = 1
+    for place, label in enumerate(spatial):
+        low = int(given["pad"][place].split("_")[0]) if "pad" in given else 0
+        stride, base, kernel = (
+            int(given[key][place]) if key in given else 1
+            for key in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        inputs, taps = lhs.shape[left.index(label)], rhs.shape[right.index(label)]
+        places = one.arrays[0].shape[out.index(label)]
+        products *= _met(inputs, taps, places, low, stride, base, kernel)
+    batch, features = lhs.shape[left.index("b")], rhs.shape[right.index("i")]
+    groups = re.search(r"batch_group_count=(\d+)", one.rest)
+    batch //= int(groups[1]) if groups else 1
+    return 2.0 * batch * features * rhs.shape[right.index("o")] * products
+
+
+def _met(inputs: int, taps: int, places: int, low: int, stride: int, base: int, kernel: int) -> int:
+    """Pairs of a place of the result and a tap of the kernel that meet an input."""
+    met = 0
+    for place, tap in itertools.product(range(places), range(taps)):
+        at, apart = divmod(place * stride - low + tap * kernel, base)
+        met += not apart and 0 <= at < inputs
+    return met
+
+
+def _group_size(attributes: str, devices: int) -> int:
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed:
+        return len(_integers(listed[1]))
+    # [groups, size]<=[...], numbered in the order of the devices
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
+    return int(counted[1]) if counted else devices
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _braces(text: str, before: str) -> str:
+    found = re.search(re.escape(before) + r"\{([^}]*)\}", text)
+    return found[1] if found else ""
+
+
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+    """Computations by name, and the entry's name."""
+    computations: dict[str, _Computation] = {}
+    entry, current = "", _Computation()
+    for line in text.splitlines():
+        if heading := _HEADING.match(line):
+            current = computations[heading[2]] = _Computation()
+            entry = heading[2] if heading[1] else entry
+        elif named := _NAMED.match(line):
+            instruction = _instruction(named[2], re.sub(r"/\*.*?\*/", "", named[3]))
+            current.instructions[named[2]] = instruction
+            current.root = named[2] if named[1] else current.root
+    return computations, entry
+
+
+def _instruction(name: str, text: str) -> _Instruction:
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    opcode, _, _ = text[end:].strip().partition("(")
+    start = text.index("(", end)
+    stop = _closing(text, start)
+    arrays = tuple(
+        _Array(dtype, tuple(_integers(shape.replace("<=", ""))), layout)
+        for dtype, shape, layout in _ARRAY.findall(text[:end])
+    )
+    operands = tuple(_operands(text[start + 1 : stop - 1]))
+    return _Instruction(name, opcode.strip(), arrays, operands, text[stop:])
+
+
+def _operands(text: str) -> Iterator[str]:
+    """Names, whether their types stand before them or not; a constant's or parameter's number."""
+    if "%" in text:
+        yield from re.findall(r"%([\w.\-]+)", text)
+    elif text:
+        yield from (part.split()[-1] for part in text.split(",") if part.strip())
+
+
+def _closing(text: str, start: int) -> int:
+    """Behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if not depth:
+            return place + 1
+    raise ValueError(f"no closing parenthesis: {text[:80]}")

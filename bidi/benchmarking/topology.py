@@ -1,0 +1,271 @@
+"""What an experiment takes on TPUs that are not there, by libtpu's compiler.
+
+The update and the search are those of `bidi.train` and `bidi.evaluate`, compiled for the devices of
+a topology in place of those of this machine. No data are needed: of batches only shapes count.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from bidi.benchmarking import flops, hlo
+from bidi.benchmarking.devices import CHIPS, Chip
+from bidi.config import ConfigError
+from bidi.data import pipeline
+from bidi.data.vocabulary import FIRST_TEXT_ID, Vocabulary
+from bidi.evaluation.generate import Generator
+from bidi.evaluation.restore import max_source_length
+from bidi.experiment import Experiment
+from bidi.models.config import TransformerConfig
+
+# Without them libtpu asks a server of Google's cloud, which is not there, what machine this is, and
+# refuses to be loaded by two processes, of which one alone can have a TPU.
+_NO_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+# On these two cores of a chip are one device, if nothing else is asked for.
+_MEGACORE = ("v4", "v5p")
+
+
+class NoCompilerError(ModuleNotFoundError):
+    """libtpu is not installed."""
+
+
+class SizeOnly(Vocabulary):
+    """Stands for a vocabulary that nobody has trained yet."""
+
+    def __init__(self, size: int):
+        """Of so many ids."""
+        self.size = size
+
+
+class _OnePair:
+    """Data, as far as shapes depend on them."""
+
+    def __init__(self):
+        self.longest = {"source": 1, "target": 1}
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        token = np.array([FIRST_TEXT_ID], np.int32)
+        return [dict.fromkeys(("source", "target", "l2r", "r2l"), token) for _ in indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least time that a program takes on a chip, by each of its limits.
+
+    Attributes:
+        compute: seconds of matrix products at the peak rate.
+        memory: seconds of traffic with main memory.
+        interconnect: seconds of sending.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @classmethod
+    def of(cls, work: hlo.Work, chip: Chip) -> "Roofline":
+        """Of this work on this chip."""
+        return cls(
+            work.flops / chip.flops, work.bytes / chip.bandwidth, work.sent / chip.interconnect
+        )
+
+    @property
+    def bound(self) -> str:
+        """Which limit is met first."""
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+    @property
+    def seconds(self) -> float:
+        """If all three went on at once, and nothing else took time."""
+        return max(self.compute, self.memory, self.interconnect)
+
+
+def topology(name: str) -> list[jax.Device]:
+    """The devices of a topology, `v5e:4x4`; they can only be compiled for.
+
+    Raises:
+        NoCompilerError: libtpu is not there.
+        ConfigError: there is no such topology, or nothing is known of its chips.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise NoCompilerError(
+            "--topology needs libtpu, TPUs' compiler: pip install 'bidi[tpu-compile]' (Linux)"
+        )
+    for variable, value in _NO_TPU.items():
+        os.environ.setdefault(variable, value)
+    options = {"chip_config_name": "megacore"} if name.startswith(_MEGACORE) else {}
+    try:
+        found: Any = topologies.get_topology_desc(name, "tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f"--topology={name}: {error}; write the chip and how many there are along each side, "
+            "like v5e:4x4, v6e:2x2 or v4:2x2x1"
+        ) from None
+    devices = found.devices
+    if devices[0].device_kind not in CHIPS:
+        raise ConfigError(
+            f"--topology={name}: nothing is known of {devices[0].device_kind}; known are "
+            f"{', '.join(CHIPS)}"
+        )
+    return devices
+
+
+def vocabularies(experiment: Experiment) -> tuple[Vocabulary, Vocabulary]:
+    """Of source and target, by the sizes that the experiment asks for."""
+    source = experiment.data.source_vocabulary
+    target = source if experiment.joint_vocabulary else experiment.data.target_vocabulary
+    assert target is not None
+    return SizeOnly(source.size), SizeOnly(target.size)
+
+
+def update(experiment: Experiment, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Compiles the update on all devices and says what it takes, see `_report`.
+
+    Raises:
+        ConfigError: devices, rows or model cannot be divided so.
+    """
+    trainer = experiment.make_trainer(*vocabularies(experiment))
+    partitioner = experiment.make_partitioner(trainer, devices)
+    batch = next(
+        pipeline.validation_batches(
+            _OnePair(), experiment.streams, experiment.batches, experiment.partner
+        )
+    )
+    state = partitioner.shapes()
+    parts = {
+        "parameters": _bytes_each(state.params),
+        "optimizer": _bytes_each(state.optimizer),
+        "average": _bytes_each(state.ema),
+    }
+    report = _report(partitioner.lower(batch), devices, parts)
+    labels = experiment.batches.rows * experiment.batches.target_length
+    report["target_tokens"] = labels * len(experiment.streams.directions)
+    if isinstance(experiment.model, TransformerConfig):
+        needed = flops.update_flops(
+            experiment.model,
+            flops.Shape(
+                rows=experiment.batches.rows,
+                source_length=experiment.batches.source_length,
+                target_length=experiment.batches.target_length,
+                ways=len(experiment.streams.directions),
+                vocabulary=trainer.model.target_vocabulary,
+            ),
+            experiment.partner,
+        )
+        report["flops_needed"] = needed / len(devices)
+    return report
+
+
+def search(
+    experiment: Experiment, devices: Sequence[jax.Device], source_tokens: int
+) -> dict[str, Any]:
+    """Compiles the search of a full batch on the devices of one process, see `_report`.
+
+    Each process searches sentences of its own.
+    """
+    own = [device for device in devices if device.process_index == devices[0].process_index]
+    source, target = vocabularies(experiment)
+    model = experiment.make_model(source, target)
+    init = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())
+    generator = Generator(
+        model,
+        init["params"],
+        experiment.streams,
+        source,
+        target,
+        max_source_length(experiment),
+        experiment.evaluation,
+        own,
+    )
+    lowered = generator.lower_search(source_tokens, experiment.search)
+    parts = {"parameters": _bytes_each(init["params"])}
+    report = _report(lowered.program, own, parts, lowered.steps)
+    return {**report, "sentences": lowered.sentences, "rounds": lowered.steps}
+
+
+def _report(
+    lowered: jax.stages.Lowered,
+    devices: Sequence[jax.Device],
+    parts: dict[str, int],
+    open_rounds: int = 1,
+) -> dict[str, Any]:
+    """Compiles; what a device holds and does, and what bounds it.
+
+    Args:
+        lowered: the program.
+        devices: that it is for.
+        parts: bytes of its arguments on each device, by name.
+        open_rounds: see `hlo.work`.
+
+    Returns:
+        `devices`, `compile_seconds`, `memory` in bytes by part with `total` and `chip`; `fits`;
+        and, if it does, `work` and `roofline`.
+    """
+    chip = CHIPS[devices[0].device_kind]
+    start = time.perf_counter()
+    head: dict[str, Any] = {"devices": len(devices)}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+        total = float(used[1]) * 1024 ** " KMG".index(used[2]) if used else None
+        needed = {**parts, "total": total, "chip": chip.memory}
+        return {**head, "fits": False, "memory": needed, "why": str(error).splitlines()[0]}
+    seconds = time.perf_counter() - start
+    held, text = compiled.memory_analysis(), compiled.as_text()
+    assert held is not None
+    assert text is not None
+    rest = held.argument_size_in_bytes - sum(parts.values())
+    # Results that take their arguments' place take no room of their own.
+    results = held.output_size_in_bytes - held.alias_size_in_bytes
+    room: dict[str, float] = {
+        **parts,
+        "batch": rest,
+        "results": results,
+        "temporary": held.temp_size_in_bytes,
+        "program": held.generated_code_size_in_bytes,
+    }
+    memory = {**room, "total": sum(room.values()), "chip": chip.memory}
+    work = hlo.work(text, len(devices), open_rounds)
+    roofline = Roofline.of(work, chip)
+    return {
+        **head,
+        "fits": sum(room.values()) <= chip.memory,
+        "compile_seconds": seconds,
+        "memory": memory,
+        "work": dataclasses.asdict(work),
+        "roofline": {
+            **dataclasses.asdict(roofline),
+            "seconds": roofline.seconds,
+            "bound": roofline.bound,
+        },
+    }
+
+
+def _bytes_each(tree: Any) -> int:
+    """Bytes of its leaves on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,62 @@
+"""Compiles for TPUs that are not here: python -m bidi.compile --topology=v5e:4x4 --gin_file=...
+
+Compiles the update and the search of an experiment by libtpu (pip install 'bidi[tpu-compile]'), on
+a machine without a TPU and without data, and says per device: memory by what fills it, operations,
+traffic, what devices send each other, and the least time that the chip's limits allow. Vocabularies
+have the sizes that the configuration asks for.
+"""
+
+import json
+import pathlib
+
+import jax
+import rich.console
+from absl import flags
+
+from bidi import config, experiment, verb
+from bidi.benchmarking import tables, topology
+from bidi.files import write_whole
+from bidi.provenance import provenance
+
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chip and sides: v5e:4x4 (v5e-16), v6e:4x4, v4:2x2x1 (v4-8), v5p:2x2x1."
+)
+_PROGRAMS = flags.DEFINE_list("programs", ["train", "search"], "What to compile.")
+_SOURCE_TOKENS = flags.DEFINE_integer(
+    "source_tokens", 31, "search: length of the sources, without end marker.", lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "A file for the report, as JSON.", allow_override=True
+)
+
+
+def main(bindings: list[str]) -> None:
+    """Compiles, prints a table and writes what `--output` asks for."""
+    # There may be a libtpu, but there is no TPU: jax would look for one.
+    jax.config.update("jax_platforms", "cpu")
+    loaded = config.load(experiment.build, verb.gin_files(), bindings)
+    operative = config.operative()
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    if not _TOPOLOGY.value:
+        raise verb.UserError("--topology is missing: for which chips? v5e:4x4, for example")
+    if unknown := set(_PROGRAMS.value) - {"train", "search"}:
+        raise verb.UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
+    if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
+        raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
+    devices = topology.topology(_TOPOLOGY.value)
+    programs = {}
+    if "train" in _PROGRAMS.value:
+        programs["train"] = topology.update(loaded, devices)
+    if "search" in _PROGRAMS.value:
+        programs["search"] = topology.search(loaded, devices, _SOURCE_TOKENS.value)
+    report = {"topology": _TOPOLOGY.value, "chip": devices[0].device_kind, "programs": programs}
+    tables.print_compiled(report, rich.console.Console())
+    if _OUTPUT.value:
+        whole = {**report, "config": operative, "provenance": provenance()}
+        write_whole(pathlib.Path(_OUTPUT.value), json.dumps(whole, indent=1))
+
+
+if __name__ == "__main__":
+    verb.run("bidi.compile", main)

@@ -1,0 +1,148 @@
+"""Work counted in the text of programs, by hand and by what XLA compiles here.
+
+Letters: N rows, D and F features.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bidi.benchmarking import hlo
+
+# As TPUs' programs look: a product as a convolution, a loop over four slices that gathers, a fetch
+# into a core's memory S(1), a reduction over groups of four of eight devices.
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%fused_computation (param_0: bf16[4,16,8], param_1: s32[]) -> bf16[1,16,8] {
+  %param_0 = bf16[4,16,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  ROOT %dynamic-slice.1 = bf16[1,16,8]{2,1,0} dynamic-slice(%param_0, %param_1), dynamic_slice_sizes={1,16,8}
+}
+
+%body (param.2: (s32[], bf16[4,16,8])) -> (s32[], bf16[4,16,8]) {
+  %param.2 = (s32[]{:T(128)}, /*index=1*/bf16[4,16,8]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)S(2)} get-tuple-element(%param.2), index=0
+  %x = bf16[4,16,8]{2,1,0} get-tuple-element(%param.2), index=1
+  %slice = bf16[1,16,8]{2,1,0:S(1)} fusion(%x, %i), kind=kLoop, calls=%fused_computation
+  %gathered = bf16[1,64,8]{2,1,0:S(1)} all-gather(%slice), replica_groups=[2,4]<=[8], dimensions={1}
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) tuple(%i, %x)
+}
+
+%condition (param.3: (s32[], bf16[4,16,8])) -> pred[] {
+  %param.3 = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%param.3), index=0
+  %limit = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[]{:T(512)} compare(%j, %limit), direction=LT
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x.1: bf16[4,16,8], w.1: bf16[8,32,1]) -> f32[16,32] {
+  %x.1 = bf16[4,16,8]{2,1,0} parameter(0)
+  %w.1 = bf16[8,32,1]{2,1,0} parameter(1)
+  %zero = s32[]{:T(128)S(2)} constant(0)
+  %copy-start = (bf16[8,32,1]{2,1,0:S(1)}, bf16[8,32,1]{2,1,0}, u32[]{:S(2)}) copy-start(%w.1)
+  %copy-done = bf16[8,32,1]{2,1,0:S(1)} copy-done(%copy-start)
+  %start = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) tuple(%zero, %x.1)
+  %loop = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) while(%start), condition=%condition, body=%body
+  %y = bf16[4,16,8]{2,1,0} get-tuple-element(%loop), index=1
+  %product = f32[4,16,32]{2,1,0:S(1)} convolution(%y, %copy-done), window={size=1}, dim_labels=0bf_io0->0bf
+  ROOT %reduced = f32[4,16,32]{2,1,0} all-reduce(%product), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+"""
+
+SLICE = 16 * 8 * 2
+LEFT, RIGHT, RESULT = 4 * SLICE, 8 * 32 * 2, 4 * 16 * 32 * 4
+
+
+def test_a_program_by_hand():
+    work = hlo.work(TEXT, devices=8)
+    assert work.open_loops == 0
+    assert work.flops == 2 * 4 * 16 * 8 * 32
+    assert work.collectives == {
+        # Of four devices each has a quarter, gets three and sends three.
+        "all-gather": hlo.Collective(4, 4 * 4 * SLICE, 4 * 3 * SLICE),
+        "all-reduce": hlo.Collective(1, RESULT, 2 * RESULT * 3 / 4),
+    }
+    assert work.sent == 12 * SLICE + 1.5 * RESULT
+    # The weights once, four slices, the product's left side, the reduced result.
+    assert work.bytes == RIGHT + 4 * SLICE + LEFT + RESULT
+
+
+def test_loops_that_end_by_the_data_go_round_as_often_as_said():
+    opened = TEXT.replace("direction=LT", "direction=NE")
+    once, often = (hlo.work(opened, 8, open_rounds=rounds) for rounds in (1, 7))
+    assert once.open_loops == often.open_loops == 1
+    assert once.collectives["all-gather"].count == 1
+    assert often.collectives["all-gather"].count == 7
+    assert often.collectives["all-reduce"].count == 1
+    known = opened.replace(
+        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}'
+    )
+    assert hlo.work(known, 8).collectives["all-gather"].count == 5
+
+
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("replica_groups=[1,8]<=[8]", 8),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups={}", 8),
+    ],
+)
+def test_group_sizes(attributes, size):
+    text = TEXT.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", attributes)
+    assert hlo.work(text, 8).collectives["all-reduce"].sent == 2 * RESULT * (size - 1) / size
+
+
+@pytest.mark.parametrize(
+    ("window", "lhs", "rhs", "labels", "out", "flops"),
+    [
+        # A batched product as a TPU's compiler writes it: of 4 taps one meets an input.
+        ("size=4 stride=3 lhs_dilate=4", (4, 5, 6), (4, 6, 7), "0bf_0io->0bf", (4, 5, 7), 4),
+        # A contraction over the spatial axis.
+        ("size=4", (4, 5, 6), (4, 6, 7), "0bf_0io->0bf", (1, 5, 7), 4),
+        # Padding meets nothing: 3 places, taps 2, 3, 2.
+        ("size=3 pad=1_1", (3, 5, 6), (3, 6, 7), "0bf_0io->0bf", (3, 5, 7), 7),
+    ],
+)
+def test_convolutions(window, lhs, rhs, labels, out, flops):
+    def shape(sizes):
+        return f"f32[{','.join(map(str, sizes))}]"
+
+    text = (
+        "ENTRY %main () -> f32[] {\n"
+        f"  %l = {shape(lhs)} parameter(0)\n"
+        f"  %r = {shape(rhs)} parameter(1)\n"
+        f"  ROOT %c = {shape(out)} convolution(%l, %r), window={{{window}}}, dim_labels={labels}\n"
+        "}\n"
+    )
+    assert hlo.work(text, 1).flops == flops * 2 * 5 * 6 * 7
+
+
+def test_what_xla_compiles_here():
+    """A scan of products, reduced over eight devices: the same by arithmetic."""
+
+    def step(x_ND, w_DF):
+        def round_(total, w_DD):
+            return total + x_ND @ w_DD, None
+
+        total, _ = jax.lax.scan(round_, jnp.zeros((16, 8)), w_DF)
+        return jax.lax.psum(total, "i")
+
+    mapped = jax.pmap(step, axis_name="i", in_axes=(0, None), out_axes=None)
+    compiled = mapped.lower(
+        jax.ShapeDtypeStruct((8, 16, 8), jnp.float32), jax.ShapeDtypeStruct((5, 8, 8), jnp.float32)
+    ).compile()
+    work = hlo.work(compiled.as_text(), 8)
+    assert work.open_loops == 0
+    assert work.flops == 5 * 2 * 16 * 8 * 8
+    assert work.collectives.keys() == {"all-reduce"}
+    assert work.collectives["all-reduce"].bytes == 16 * 8 * 4
+    assert work.bytes >= 5 * 8 * 8 * 4

@@ -1,0 +1,131 @@
+"""The verb on a tiny experiment; needs libtpu for all but its errors."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bidi import compile, config, verb
+
+GIN = """
+Data.directory = 'nowhere'
+Data.source = @ParallelText()
+Data.source_vocabulary = @Vocabulary()
+ParallelText.source = {'train': 'nowhere'}
+ParallelText.target = {'train': 'nowhere'}
+Vocabulary.size = 64
+Streams.ways = 'both'
+Batches.rows = 8
+Batches.source_length = 8
+Batches.target_length = 8
+Transformer.encoder_layers = 1
+Transformer.decoder_layers = 1
+Transformer.model_size = 16
+Transformer.heads = 2
+Transformer.feedforward_size = 32
+Transformer.dropout = 0.0
+Search.coupling = 'none'
+Evaluation.batch_tokens = 64
+"""
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not here (bidi[tpu-compile])"
+)
+
+
+@pytest.fixture
+def gin_file(tmp_path):
+    path = tmp_path / "tiny.gin"
+    path.write_text(GIN)
+    return path
+
+
+def call(*arguments):
+    """In a process of its own: libtpu logs where no test should have to look, and stays loaded."""
+    return subprocess.run(
+        [sys.executable, "-m", "bidi.compile", *map(str, arguments)],
+        cwd=pathlib.Path(compile.__file__).parents[1],
+        env={**os.environ, "XLA_FLAGS": "", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_libtpu
+def test_update_and_search(gin_file, tmp_path):
+    output = tmp_path / "report.json"
+    done = call("--topology=v5e:2x2", f"--gin_file={gin_file}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert (report["topology"], report["chip"]) == ("v5e:2x2", "TPU v5 lite")
+    train, search = report["programs"]["train"], report["programs"]["search"]
+    assert train["devices"] == search["devices"] == 4
+    parameters = train["memory"]["parameters"]
+    # Adam's two moments and its counters.
+    assert 0 < train["memory"]["optimizer"] - 2 * parameters < 100
+    reduced = train["work"]["collectives"]["all-reduce"]["bytes"]
+    assert 0 < reduced - parameters < 100  # the gradient, and sums of the loss
+    assert train["work"]["flops"] >= 0.9 * train["flops_needed"] > 0
+    assert train["target_tokens"] == 8 * 8 * 2
+    assert search["memory"]["parameters"] == parameters
+    assert search["work"]["collectives"] == {}  # each device has sentences of its own
+    assert search["work"]["open_loops"] == 1
+    for one in (train, search):
+        assert one["fits"]
+        parts = {**one["memory"]}
+        assert parts.pop("total") == sum(parts.values()) - parts["chip"]
+        limits = {key: one["roofline"][key] for key in ("compute", "memory", "interconnect")}
+        assert one["roofline"]["seconds"] == max(limits.values())
+        assert one["roofline"]["bound"] == max(limits, key=limits.get)
+    assert "v5e:2x2 (TPU v5 lite)" in done.stdout
+    assert "needed by arithmetic" in done.stdout
+
+
+@needs_libtpu
+def test_a_mesh_divides_the_state(gin_file, tmp_path):
+    output = tmp_path / "report.json"
+    done = call(
+        "--topology=v5e:2x2",
+        f"--gin_file={gin_file}",
+        "--programs=train",
+        f"--output={output}",
+        "--gin.Training.partitioner=mesh",
+        "--gin.Mesh.fsdp=4",
+        "--gin.Mesh.data=1",
+    )
+    assert done.returncode == 0, done.stderr
+    train = json.loads(output.read_text())["programs"]["train"]
+    assert train["memory"]["optimizer"] < 0.6 * 2 * 16 * (64 + 64) * 4 * 4
+    assert train["work"]["collectives"].keys() & {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+@needs_libtpu
+def test_a_topology_that_is_none(gin_file):
+    done = call("--topology=v5e:3x5", f"--gin_file={gin_file}")
+    assert done.returncode == 1
+    assert "bidi.compile: --topology=v5e:3x5: " in done.stderr
+    assert "like v5e:4x4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--gin_file is missing"),
+        (["--gin_file={gin}"], "--topology is missing"),
+        (["--gin_file={gin}", "--topology=v5e:1x1", "--programs=a"], "--programs=a: there are"),
+        (["--gin_file={gin}", "--topology=v5e:1x1", "--output=no/a"], "--output=no/a: there is no"),
+    ],
+)
+def test_what_is_missing_is_named(gin_file, arguments, says):
+    config.define_flags()
+    with flagsaver.flagsaver():
+        flags.FLAGS(["bidi.compile", *(one.format(gin=gin_file) for one in arguments)])
+        with pytest.raises(verb.UserError, match=says):
+            compile.main([])
