@@ -20,12 +20,12 @@
 #   --delete                 run: delete the machine when training is done
 #   --dry_run                print every command, run none
 #
-# Data and --workdir must be on a bucket (gs://...) that all workers reach: what is on a machine goes
+# Data and --workdir must be in a directory that all workers mount: what is on a machine goes
 # with it. Example:
 #
 #   bash launch/tpu_vm.sh run --zone=us-west4-a --spot --delete -- \
-#     --gin_file=experiments/wmt14_en_de/base_l2r.gin --workdir=gs://BUCKET/runs/base_l2r \
-#     --gin.Data.directory=gs://BUCKET/data/wmt14_en_de
+#     --gin_file=experiments/wmt14_en_de/base_l2r.gin --workdir=/mnt/shared/runs/base_l2r \
+#     --gin.Data.directory=/mnt/shared/data/wmt14_en_de
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "${BASH_SOURCE[0]}"; }
@@ -72,7 +72,7 @@ done
 [[ -n "$zone" ]] || fail "--zone is missing: where shall the machine be? (or set TPU_ZONE)"
 [[ "$tries" =~ ^[1-9][0-9]*$ ]] || fail "--tries=$tries: write a number from 1 on"
 if [[ "$command" == run || "$command" == train ]]; then
-  ((${#train_options[@]})) || fail "options of bidi.train are missing: -- --gin_file=... --workdir=gs://..."
+  ((${#train_options[@]})) || fail "options of bidi.train are missing: -- --gin_file=... --workdir=..."
 fi
 # cloud.google.com/tpu/docs/runtimes
 if [[ -z "$version" ]]; then

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TRAIN = ("--gin_file=a b.gin", "--workdir=gs://bucket/run")
+TRAIN = ("--gin_file=a b.gin", "--workdir=/mnt/shared/run")
 
 
 def call(script, *arguments, **environment):
@@ -96,7 +96,7 @@ def test_slurm():
     (command,) = commands(call("slurm.sbatch", "--dry_run", *TRAIN))
     assert command.startswith("srun ")
     assert command.endswith(
-        r"python -m bidi.train --distributed --gin_file=a\ b.gin --workdir=gs://bucket/run"
+        r"python -m bidi.train --distributed --gin_file=a\ b.gin --workdir=/mnt/shared/run"
     )
 
 
