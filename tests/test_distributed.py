@@ -26,8 +26,8 @@ from bidi.data.prepare import prepare
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError
 from tests import two_processes
+from tests.stoppable_run import EXPERIMENT, rows, saved
 from tests.test_evaluate import rounded, strict, without
-from tests.test_train import EXPERIMENT, rows, saved
 from tests.trained_run import TEST_SOURCES
 from tests.training.tiny import assert_trees_close, assert_trees_equal
 
@@ -202,8 +202,8 @@ def test_the_first_process_writes_for_all(undisturbed):
     assert [row["step"] for row in written if "train/loss" in row] == list(range(1, STEPS + 1))
     assert [row["step"] for row in written if "validation/loss" in row] == [8, 16, 24]
     assert {path.name for path in undisturbed.iterdir()} == {
-        "checkpoints", "config.gin", "data.json", "metrics.jsonl", "provenance.json",
-        "source.model", "target.model", "tensorboard",
+        "checkpoints", "config.gin", "data.json", "lock", "metrics.jsonl",
+        "provenance.json", "source.model", "target.model", "tensorboard",
     }  # fmt: skip
     assert len(list((undisturbed / "tensorboard").iterdir())) == 1
     places = (undisturbed / "checkpoints" / str(STEPS) / "data").glob("*.json")

@@ -144,7 +144,7 @@ def test_scores_are_those_of_the_streams_of_one_candidate(name, interact):
             inputs_BPWT = streams["inputs"].T[None, None]
             ones = np.ones_like(inputs_BPWT)
             logits = tiny.decode(
-                generator._model,
+                generator.model,
                 generator.params,
                 batch,
                 (inputs_BPWT, ones, tiny.positions(ones)),

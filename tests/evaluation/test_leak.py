@@ -265,7 +265,7 @@ def by_hand(generator, source, gold, way, partner, interact):
     letters = np.append(vocabulary_of(SOURCE_LETTERS).encode(source), EOS)
     batch = tiny.source_batch([[1] * len(letters)]) | {"source": letters[None]}
     streams = (inputs_BPWT, segments_BPWT, tiny.positions(np.ones_like(inputs_BPWT)))
-    logits = tiny.decode(generator._model, generator.params, batch, streams, interact=interact)
+    logits = tiny.decode(generator.model, generator.params, batch, streams, interact=interact)
     log_probs_TV = np.asarray(jax.nn.log_softmax(logits))[0, 0, way, : len(gold) + 1]
     labels = STREAMS.tokens(np.array(gold))["labels"][:, way]
     return -log_probs_TV[np.arange(len(labels)), labels], log_probs_TV.argmax(axis=-1)

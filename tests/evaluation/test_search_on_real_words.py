@@ -192,7 +192,7 @@ def plain_search(
         inputs_QPWT = np.array([search.prefixes(LONGEST) for search in searches])
         log_probs_QPWV = np.asarray(
             price(
-                generator._model,
+                generator.model,
                 generator.params,
                 batch,
                 inputs_QPWT,
@@ -228,7 +228,8 @@ SEARCHES = {
 
 @pytest.mark.parametrize(("count", "config", "model"), SEARCHES.values(), ids=SEARCHES)
 def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    device, *_ = jax.local_devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     generator, tally, sources = make_generator(**model), Tally(), words()[0][:count]
     found = generator.search(sources, config, tally)
     searches, compared = plain_search(generator, config, sources), []
