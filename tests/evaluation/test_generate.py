@@ -94,7 +94,8 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
     assert jax.local_device_count() == 8
     # The other generator must be made before it is told that there is one device.
     assert generator_of("swap")._devices == 8
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    device, *_ = jax.local_devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     generator, tally = make_generator(batch_tokens=24, **MODELS["swap"]), Tally()
     assert_same(generator.search(SOURCES, SEARCH, tally), found_by("swap"))
     assert (tally.sentences, tally.batches) == (9, 1)
