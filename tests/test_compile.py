@@ -71,7 +71,8 @@ def test_update_and_search(gin_file, tmp_path):
     # Adam's two moments and its counters.
     assert 0 < train["memory"]["optimizer"] - 2 * parameters < 100
     reduced = train["work"]["collectives"]["all-reduce"]["bytes"]
-    assert 0 < reduced - parameters < 100  # the gradient, and sums of the loss
+    # The gradient; sums of the loss, and the sources of suspects: a row of each device.
+    assert 0 < reduced - parameters < 400
     assert train["work"]["flops"] >= 0.9 * train["flops_needed"] > 0
     assert train["target_tokens"] == 8 * 8 * 2
     assert search["memory"]["parameters"] == parameters
