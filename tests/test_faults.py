@@ -37,10 +37,9 @@ def test_killed_twenty_times_at_random(tiny, undisturbed, tmp_path):
     while len(kills) < 20:
         process = Process(tiny, tmp_path / "run")
         done = process.newest_checkpoint()
-        # Spread over the run: its kills come as far as its checkpoints do. Some while it starts.
+        # Spread over the run, and some while it starts.
         if draw.random() < 0.7:
-            far = done / STEPS < len(kills) / 20
-            process.until_step(min(done + draw.randint(5, 90 if far else 30), STEPS - 30))
+            process.until_step(max(int((len(kills) + draw.random()) * (STEPS - 30) / 20), done + 1))
         process.go_on_for(draw.random() * 0.1)
         process.kill()
         kills.append((done, process.newest_checkpoint(), len(process.rows())))
