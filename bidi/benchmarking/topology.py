@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from bidi.benchmarking import flops, hlo
+from bidi.benchmarking import hlo
 from bidi.benchmarking.devices import CHIPS, Chip
+from bidi.benchmarking.updates import update_flops
 from bidi.config import ConfigError
 from bidi.data import pipeline
 from bidi.data.vocabulary import FIRST_TEXT_ID, Vocabulary
@@ -159,17 +160,7 @@ def update(experiment: Experiment, devices: Sequence[jax.Device]) -> dict[str, A
     labels = experiment.batches.rows * experiment.batches.target_length
     report["target_tokens"] = labels * len(experiment.streams.directions)
     if isinstance(experiment.model, TransformerConfig):
-        needed = flops.update_flops(
-            experiment.model,
-            flops.Shape(
-                rows=experiment.batches.rows,
-                source_length=experiment.batches.source_length,
-                target_length=experiment.batches.target_length,
-                ways=len(experiment.streams.directions),
-                vocabulary=trainer.model.target_vocabulary,
-            ),
-            experiment.partner,
-        )
+        needed = update_flops(experiment, trainer.model.target_vocabulary)
         report["flops_needed"] = needed / len(devices)
     return report
 

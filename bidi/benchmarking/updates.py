@@ -60,6 +60,19 @@ class Round:
     target_fill: float
 
 
+def update_flops(experiment: Experiment, vocabulary: int) -> int:
+    """What arithmetic asks of one update of a Transformer, see `flops.update_flops`."""
+    batches = experiment.batches
+    shape = flops.Shape(
+        rows=batches.rows,
+        source_length=batches.source_length,
+        target_length=batches.target_length,
+        ways=len(experiment.streams.directions),
+        vocabulary=vocabulary,
+    )
+    return flops.update_flops(experiment.transformer, shape, experiment.partner)
+
+
 class Updates:
     """An experiment's updates on all devices, with real batches; compiled when it is made.
 
@@ -82,17 +95,7 @@ class Updates:
             seed=config.seed,
         )
         self._rng = jax.random.key(config.seed)
-        self.flops = flops.update_flops(
-            experiment.transformer,
-            flops.Shape(
-                rows=experiment.batches.rows,
-                source_length=experiment.batches.source_length,
-                target_length=experiment.batches.target_length,
-                ways=len(experiment.streams.directions),
-                vocabulary=prepared.target_vocabulary.size,
-            ),
-            experiment.partner,
-        )
+        self.flops = update_flops(experiment, prepared.target_vocabulary.size)
         self._state: Any = self._partitioner.init(self._rng)
         before = compiled.seconds
         with programs.watch() as executables:
