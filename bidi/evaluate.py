@@ -19,7 +19,7 @@ from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
-from bidi.evaluation.generate import Found, Hypothesis, Tally
+from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.files import write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.trained import Trained

@@ -19,7 +19,8 @@ from absl import flags
 from bidi import distributed, trained, verb
 from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
-from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally
+from bidi.evaluation.found import Found, Hypothesis, Tally
+from bidi.evaluation.generate import Generator
 
 log = logging.getLogger(__name__)
 

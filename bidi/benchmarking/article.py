@@ -16,7 +16,7 @@ import numpy as np
 
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
-from bidi.evaluation.generate import Found, Hypothesis
+from bidi.evaluation.found import Found, Hypothesis
 from bidi.models.config import RecurrentConfig
 from bidi.search.beam_search import SearchConfig
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from bidi.benchmarking.article import Article
 from bidi.benchmarking.rounds import Spread, interleaved, ratios
-from bidi.evaluation.generate import Found, Generator
+from bidi.evaluation.found import Found
+from bidi.evaluation.generate import Generator
 from bidi.models.config import RecurrentConfig
 from bidi.models.model import Cache
 from bidi.models.recurrent import Recurrent

@@ -11,7 +11,8 @@ from bidi.benchmarking import programs
 from bidi.benchmarking.devices import peak_memory
 from bidi.benchmarking.rounds import Spread, interleaved, ratios
 from bidi.evaluation import restore
-from bidi.evaluation.generate import Generator, Tally
+from bidi.evaluation.found import Tally
+from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment
 from bidi.provenance import CompileMeter
 from bidi.search.beam_search import SearchConfig

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bidi.evaluation.config import AgreementConfig
-from bidi.evaluation.generate import Found, Generator, Hypothesis
+from bidi.evaluation.found import Found, Hypothesis
+from bidi.evaluation.generate import Generator
 from bidi.search.beam_search import SearchConfig
 
 

@@ -12,7 +12,8 @@ from bidi.data.sources import Example
 from bidi.evaluation import agreement, metrics, rouge
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
-from bidi.evaluation.generate import Found, Generator, Hypothesis, Tally, together
+from bidi.evaluation.found import Found, Hypothesis, Tally, together
+from bidi.evaluation.generate import Generator
 from bidi.files import write_whole
 from bidi.search.beam_search import SearchConfig
 

@@ -25,7 +25,8 @@ import numpy as np
 from bidi.data.sources import Example
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID, PAD
-from bidi.evaluation.generate import Found, Generator
+from bidi.evaluation.found import Found
+from bidi.evaluation.generate import Generator
 from bidi.evaluation.significance import Comparison, bootstrap_ratio
 
 GOLD, SEARCHED, HIDDEN = range(3)

@@ -12,7 +12,8 @@ import rich.text
 from bidi.data.sources import Example
 from bidi.evaluation import metrics, rouge
 from bidi.evaluation.config import EvaluationConfig, TokenKind
-from bidi.evaluation.generate import Found, Generator, Hypothesis
+from bidi.evaluation.found import Found, Hypothesis
+from bidi.evaluation.generate import Generator
 
 # Metrics that the table shows, and their headings.
 _COLUMNS = {"wer": "WER", "per": "PER", "bleu": "BLEU", "chrf": "chrF"}

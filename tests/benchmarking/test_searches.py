@@ -8,7 +8,7 @@ from bidi import config, experiment
 from bidi.benchmarking import searches
 from bidi.benchmarking.rounds import Spread
 from bidi.benchmarking.searches import Row, Taken
-from bidi.evaluation.generate import Tally
+from bidi.evaluation.found import Tally
 from bidi.search.beam_search import SearchConfig
 from tests.trained_run import HALVES
 

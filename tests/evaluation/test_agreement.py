@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bidi.evaluation import agreement
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig
-from bidi.evaluation.generate import Found, Hypothesis, together
+from bidi.evaluation.found import Found, Hypothesis, together
 from bidi.search.beam_search import SearchConfig
 
 

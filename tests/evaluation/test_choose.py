@@ -12,7 +12,7 @@ from bidi.data.sources import Example
 from bidi.evaluation import agreement, metrics
 from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig
-from bidi.evaluation.generate import Found, Hypothesis, Tally
+from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.restore import load_system
 from tests.trained_run import STEPS
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
-from bidi.evaluation.generate import Found, Hypothesis, Tally, together
+from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.search.beam_search import SearchConfig
 from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
 from tests.models import tiny
@@ -93,7 +93,7 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
     """Three rows on one device, elsewhere eight on eight."""
     assert jax.local_device_count() == 8
     # The other generator must be made before it is told that there is one device.
-    assert generator_of("swap")._devices == 8
+    assert generator_of("swap")._batching.devices == 8
     device, *_ = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     generator, tally = make_generator(batch_tokens=24, **MODELS["swap"]), Tally()

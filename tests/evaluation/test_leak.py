@@ -17,7 +17,8 @@ from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD
 from bidi.evaluation import leak
 from bidi.evaluation.config import EvaluationConfig
-from bidi.evaluation.generate import Found, Generator, Hypothesis
+from bidi.evaluation.found import Found, Hypothesis
+from bidi.evaluation.generate import Generator
 from tests.evaluation.tiny_generators import (
     SOURCE_LETTERS,
     TARGET_LETTERS,

@@ -8,7 +8,7 @@ import rich.console
 from bidi.data.sources import Example
 from bidi.evaluation import metrics, report, rouge
 from bidi.evaluation.config import EvaluationConfig
-from bidi.evaluation.generate import Found, Hypothesis
+from bidi.evaluation.found import Found, Hypothesis
 
 
 class Spelling:

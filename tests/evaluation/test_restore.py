@@ -8,7 +8,7 @@ import pytest
 
 from bidi import experiment
 from bidi.evaluation import restore
-from bidi.evaluation.generate import Tally
+from bidi.evaluation.found import Tally
 from bidi.evaluation.restore import UnfitModelsError, load_system, restore_generator
 from tests.trained_run import STEPS
 

@@ -19,9 +19,10 @@ import pytest
 from bidi.data import vocabulary
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, Vocabulary, VocabularyConfig
-from bidi.evaluation import generate
+from bidi.evaluation import batching
 from bidi.evaluation.config import EvaluationConfig
-from bidi.evaluation.generate import Generator, Tally
+from bidi.evaluation.found import Tally
+from bidi.evaluation.generate import Generator
 from bidi.models.config import TransformerConfig
 from bidi.models.transformer import Transformer
 from bidi.search import top_k
@@ -257,7 +258,7 @@ def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
     assert {one.winner.direction for one in compared} == {"l2r", "r2l"}
     assert generator.target_vocabulary.size > 4 * 2 * top_k.BLOCK
     short = sum(len(word) < 8 for word in sources)
-    full = short / (8 * generate.QUEUE), (count - short) / (4 * generate.QUEUE)
+    full = short / (8 * batching.QUEUE), (count - short) / (4 * batching.QUEUE)
     assert tally.batches == sum(map(math.ceil, full)) < 20
     most = sum(search.max_length for search in searches)
     assert tally.row_steps_needed < most

@@ -1,0 +1,139 @@
+"""Texts of all lengths as batches of few shapes, and programs that run on all devices.
+
+Letters: B batch, P candidates, W ways, S source steps, T target steps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bidi.data.streams import Streams
+from bidi.data.vocabulary import PAD
+
+AXIS = "devices"
+QUEUE = 8  # sources that are read at once for each row of a search: a row takes one after another
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How many rows a batch has, and which devices they are divided over.
+
+    Attributes:
+        batch_tokens: about as many a batch has, padding included.
+        used: the devices; all have as many rows.
+    """
+
+    batch_tokens: int
+    used: tuple[jax.Device, ...]
+
+    @property
+    def devices(self) -> int:
+        """Their number."""
+        return len(self.used)
+
+    def queues(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
+        """Indices of sources of about one length, that length, rows, and sources of the queue."""
+        for members, length in _buckets(lengths):
+            rows = self.rows(len(members), length)
+            queue = rows * min(QUEUE, _power_of_two(len(members) / rows))
+            for start in range(0, len(members), queue):
+                yield members[start : start + queue], length, rows, queue
+
+    def batches(
+        self, lengths: Sequence[int], streams: int
+    ) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Indices of rows of about one length, that length, and the batch's rows: few shapes.
+
+        Each row has so many streams.
+        """
+        for members, length in _buckets(lengths):
+            rows = self.rows(len(members), length * streams)
+            for start in range(0, len(members), rows):
+                yield members[start : start + rows], length, rows
+
+    def full(self, tokens: int) -> tuple[int, int, int]:
+        """The length, rows and sources of the queue, where many sources have so many tokens."""
+        length = _bucket(tokens)
+        rows = round_up(self.batch_tokens // length, self.devices)
+        return length, rows, rows * QUEUE
+
+    def rows(self, members: int, tokens: int) -> int:
+        """How many rows of so many tokens a batch has, a multiple of the devices."""
+        most = self.batch_tokens // tokens
+        # A few sources need no full batch; powers of two keep the shapes few.
+        return round_up(min(most, _power_of_two(members)), self.devices)
+
+    def divided(self, tree: Any) -> Any:
+        """[B, ...] -> [devices, B / devices, ...]."""
+        return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), tree)
+
+    def program(self, function: Callable[..., Any]) -> Any:
+        """A function of parameters and batches, which are `divided`, on each device its share.
+
+        Other processes' devices do work of their own.
+        """
+        return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, 0), devices=self.used)
+
+
+def source_batch(encoded: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np.ndarray]:
+    """Sources, int32 [s] with end markers, as the model reads them: a row each, int32 [B, S]."""
+    source_BS = np.full((rows, length), PAD, np.int32)
+    segments_BS = np.zeros((rows, length), np.int32)
+    for row, ids in enumerate(encoded):
+        source_BS[row, : len(ids)] = ids
+        segments_BS[row, : len(ids)] = 1
+    positions_BS = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    return {
+        "source": source_BS,
+        "source_segments": segments_BS,
+        "source_positions": positions_BS,
+    }
+
+
+def candidate_streams(
+    streams: Streams,
+    candidates: Sequence[Sequence[tuple[int, ...]]],
+    most: int,
+    length: int,
+    rows: int,
+) -> dict[str, np.ndarray]:
+    """Inputs, labels and weights of outputs, [B, P, W, T]: a row's candidates are at most P."""
+    shape = (rows, most, len(streams.directions), length)
+    filled = {
+        "inputs": np.full(shape, PAD, np.int32),
+        "labels": np.full(shape, PAD, np.int32),
+        "weights": np.zeros(shape, np.float32),
+    }
+    for row, listed in enumerate(candidates):
+        for place, tokens in enumerate(listed):
+            for key, value_TW in streams.tokens(np.array(tokens, np.int32)).items():
+                filled[key][row, place, :, : len(value_TW)] = value_TW.T
+    return filled
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is no less, at least one of it."""
+    return max(multiple, -(-number // multiple) * multiple)
+
+
+def _buckets(lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices of sources of about one length, in the order of their lengths."""
+    order = np.argsort(lengths, kind="stable")
+    buckets = np.array([_bucket(lengths[i]) for i in order])
+    for length in np.unique(buckets):
+        yield order[buckets == length], int(length)
+
+
+def _bucket(length: int) -> int:
+    """Lengths that rows are padded to: multiples of 8, from 64 on in steps of an eighth or less."""
+    step = max(8, 1 << max(int(length - 1).bit_length() - 3, 0))
+    return round_up(length, step)
+
+
+def _power_of_two(number: float) -> int:
+    """The smallest one that is no less."""
+    return 1 << (math.ceil(number) - 1).bit_length()
