@@ -14,7 +14,6 @@ timed apart. Nothing else should run on the machine.
 
 import dataclasses
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -26,7 +25,7 @@ from bidi import config, experiment, trained, verb
 from bidi.benchmarking import product, programs, searches, tables, updates
 from bidi.data.prepared import Prepared
 from bidi.evaluation import restore
-from bidi.files import write_whole
+from bidi.files import can_hold, path_of, write_whole
 from bidi.models.config import RecurrentConfig
 from bidi.provenance import CompileMeter, provenance
 
@@ -157,7 +156,7 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
 
 def _check_output() -> None:
     """Before minutes are spent on what could not be written."""
-    if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
+    if _OUTPUT.value and not can_hold(path_of(_OUTPUT.value).parent):
         raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
 
 
@@ -166,7 +165,7 @@ def _write(report: dict[str, Any], operative: str) -> None:
     if _OUTPUT.value:
         whole = {"rounds": _ROUNDS.value, **report, "config": operative, "provenance": provenance()}
         text = json.dumps(whole, indent=1, ensure_ascii=False, default=dataclasses.asdict)
-        write_whole(pathlib.Path(_OUTPUT.value), text)
+        write_whole(path_of(_OUTPUT.value), text)
 
 
 _MEASUREMENTS = {"train": train, "search": search, "article": article}

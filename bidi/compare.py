@@ -6,7 +6,6 @@ with a paired bootstrap over the examples, and how far both err on the same ones
 
 import functools
 import json
-import pathlib
 
 import rich.console
 import rich.table
@@ -18,6 +17,7 @@ from bidi.evaluation import metrics
 from bidi.evaluation.report import separated
 from bidi.evaluation.rouge import rouge_l_errors
 from bidi.evaluation.significance import error_overlap, paired_bootstrap
+from bidi.files import path_of
 
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, in a workdir's eval/.")
 _B = flags.DEFINE_string("b", None, "Another one, of the same split.")
@@ -28,7 +28,7 @@ def main(bindings: list[str]) -> None:
     """Compares two reports."""
     if not (_A.value and _B.value):
         raise verb.UserError("--a and --b must name two reports of bidi.evaluate")
-    path_a, path_b = pathlib.Path(_A.value), pathlib.Path(_B.value)
+    path_a, path_b = path_of(_A.value), path_of(_B.value)
     split, other = (json.loads(path.read_text())["split"] for path in (path_a, path_b))
     if split != other:
         raise verb.UserError(f"{path_a} is of {split}, {path_b} of {other}: not the same examples")

@@ -7,7 +7,6 @@ have the sizes that the configuration asks for.
 """
 
 import json
-import pathlib
 
 import jax
 import rich.console
@@ -15,7 +14,7 @@ from absl import flags
 
 from bidi import config, experiment, verb
 from bidi.benchmarking import tables, topology
-from bidi.files import write_whole
+from bidi.files import can_hold, path_of, write_whole
 from bidi.provenance import provenance
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -43,7 +42,7 @@ def main(bindings: list[str]) -> None:
         raise verb.UserError("--topology is missing: for which chips? v5e:4x4, for example")
     if unknown := set(_PROGRAMS.value) - {"train", "search"}:
         raise verb.UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
-    if _OUTPUT.value and not pathlib.Path(_OUTPUT.value).parent.is_dir():
+    if _OUTPUT.value and not can_hold(path_of(_OUTPUT.value).parent):
         raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
     devices = topology.topology(_TOPOLOGY.value)
     programs = {}
@@ -55,7 +54,7 @@ def main(bindings: list[str]) -> None:
     tables.print_compiled(report, rich.console.Console())
     if _OUTPUT.value:
         whole = {**report, "config": operative, "provenance": provenance()}
-        write_whole(pathlib.Path(_OUTPUT.value), json.dumps(whole, indent=1))
+        write_whole(path_of(_OUTPUT.value), json.dumps(whole, indent=1))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def load(
     Args:
       build: makes the tree of configs by calling their classes without the arguments that gin is to
         fill in.
-      files: gin files, on any path that `etils.epath` reads; later ones override earlier ones.
+      files: gin files, also in a bucket; later ones override earlier ones.
       bindings: 'NAME = value' as `gin_arguments` gives them; they override the files.
 
     Returns:

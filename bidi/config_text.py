@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gin
-from etils import epath
 from gin import config_parser
+
+from bidi.files import PathError, path_of
 
 # The name under which gin keeps a macro: `M = 3` is the parameter `value` of `M/gin.macro`.
 MACRO = "gin.macro"
@@ -77,7 +78,7 @@ def read_file(path: str | os.PathLike[str], bindings: Bindings, including: tuple
     """Adds a file's bindings, and those of the files that it includes, to `bindings`.
 
     Args:
-      path: any path that `etils.epath` reads; an `include` is relative to the current directory, as
+      path: of this machine or in a bucket; an `include` is relative to the current directory, as
         always in gin.
       bindings: changed in place.
       including: the files that are being read, outermost first.
@@ -89,8 +90,8 @@ def read_file(path: str | os.PathLike[str], bindings: Bindings, including: tuple
     if name in including:
         raise ConfigError(f"{name} includes itself: {' -> '.join((*including, name))}")
     try:
-        text = epath.Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path_of(name).read_text(encoding="utf-8")
+    except (OSError, PathError, UnicodeDecodeError) as error:
         by = f"included by {including[-1]}" if including else "given by --gin_file"
         raise ConfigError(f"{name} ({by}) cannot be read: {error}") from error
     read(text, lambda line: f"{name}:{line}", bindings, (*including, name))

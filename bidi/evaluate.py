@@ -7,12 +7,12 @@ eval/<split>-leak.json and .png.
 
 import dataclasses
 import json
-import pathlib
 import time
 from typing import Any
 
 import rich.console
 from absl import flags
+from etils import epath
 
 from bidi import distributed, trained, verb
 from bidi.data.prepared import Prepared
@@ -20,7 +20,7 @@ from bidi.data.sources import Example
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
-from bidi.files import write_whole
+from bidi.files import absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.trained import Trained
 from bidi.training.report import training_summary
@@ -41,7 +41,7 @@ def main(bindings: list[str]) -> None:
     system = models.system
     prepared = Prepared.open(models.experiment.data.directory)
     directory = models.workdir / "eval"
-    directory.mkdir(exist_ok=True)  # by whichever process comes first
+    directory.mkdir(parents=True, exist_ok=True)  # by whichever process comes first
     if system.rescores:
         system = _with_choice(system, models.agreement_file, prepared)
 
@@ -69,7 +69,7 @@ def main(bindings: list[str]) -> None:
     print(f"{directory / name}.json")
 
 
-def _with_choice(system: System, kept: pathlib.Path, prepared: Prepared) -> System:
+def _with_choice(system: System, kept: epath.Path, prepared: Prepared) -> System:
     """With the choice that was kept, else with one made now and kept."""
     # Looked at once, by one process: another might find what the first has just written.
     saved = distributed.from_first(
@@ -90,7 +90,7 @@ def search_name(system: System) -> str:
         parts.append(f"by-{system.search.partner_weights}")
     if len(system.generators) == 2:
         # One model may be evaluated with several partners, and the outputs compared.
-        parts += ["partner", pathlib.Path(system.workdirs[1]).resolve().name]
+        parts += ["partner", absolute(system.workdirs[1]).name]
     elif system.rescores:
         parts.append("agreement")
     if system.rescores and system.agreement.interact:
@@ -137,7 +137,7 @@ def _measure_leak(models: Trained) -> None:
     if not distributed.is_first():
         return
     directory = models.workdir / "eval"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{_SPLIT.value}-leak.json"
     write_whole(path.with_suffix(".png"), leak_report.plot(result))
     write_whole(path, _json(result))

@@ -1,7 +1,6 @@
 """An experiment: every config that its gin files may set, in one tree."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import gin
@@ -17,6 +16,7 @@ from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
+from bidi.files import path_of
 from bidi.models.config import ModelConfig, RecurrentConfig, TransformerConfig
 from bidi.models.model import Model
 from bidi.models.recurrent import Recurrent
@@ -198,7 +198,7 @@ def load_run(workdir: str, bindings: list[str]) -> Experiment:
     Raises:
         FileNotFoundError: it is no workdir of a training run.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = path_of(workdir) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"--workdir={workdir} holds no {CONFIG_FILE}: it is no workdir of bidi.train"

@@ -7,13 +7,11 @@ before they are decoded. Beam, length penalty and greatest length are those of t
 --gin.Search.NAME=value; where transformers searches differently, see `interchange.huggingface`.
 """
 
-import pathlib
-import tempfile
-
 from absl import flags
 
 from bidi import trained, verb
 from bidi.data.streams import Direction, Streams
+from bidi.files import path_of, write_directory
 from bidi.interchange import huggingface
 
 flags.adopt_module_key_flags(trained)  # so that --help shows them
@@ -37,7 +35,7 @@ def main(bindings: list[str]) -> None:
         return
     if not _OUTPUT.value:
         raise verb.UserError("--output is missing: which directory shall be made?")
-    output = pathlib.Path(_OUTPUT.value)
+    output = path_of(_OUTPUT.value)
     if output.exists():
         raise verb.UserError(f"--output={output} exists already: remove it or name another")
     system = models.system
@@ -54,7 +52,8 @@ def main(bindings: list[str]) -> None:
         )
     except huggingface.NotExportableError as error:
         raise verb.UserError(f"--workdir={models.workdir}: {error}") from None
-    _write_directory(output, files)
+    # transformers goes by this one.
+    write_directory(output, files, last="config.json")
     print(f"Wrote the {direction} model of step {system.steps[0]} to {output}")
     if direction == "r2l":
         print("It writes from the end: reverse the tokens of its outputs before decoding them")
@@ -68,17 +67,6 @@ def _direction(streams: Streams) -> Direction:
             f"--direction={_DIRECTION.value}, but this model writes {streams.directions[0]} alone"
         )
     return _DIRECTION.value or streams.directions[0]
-
-
-def _write_directory(directory: pathlib.Path, files: dict[str, bytes]) -> None:
-    """Writes under a temporary name beside `directory`, then renames: it is complete or absent."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as place:
-        whole = pathlib.Path(place) / directory.name
-        whole.mkdir()
-        for name, content in files.items():
-            (whole / name).write_bytes(content)
-        whole.rename(directory)
 
 
 if __name__ == "__main__":

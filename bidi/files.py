@@ -1,47 +1,222 @@
-"""Files that are written whole or not at all, and files that grow."""
+"""Places that users name, on a file system or in a bucket; files that are written whole or grow.
 
+A path is an `etils.epath.Path`, made here of what the user wrote and passed on: `gs://...` is in a
+bucket. There an object appears when its writer is done, whole, and replaces the former at once; but
+nothing can be added to it, a directory is only what names have in common, and renaming one copies
+its objects one by one. What needs more than this interface has a function here.
+"""
+
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import importlib.util
 import logging
+import os
 import pathlib
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+
+from etils import epath
 
 log = logging.getLogger(__name__)
 
-
-class BucketError(ValueError):
-    """A path is in a bucket, where this cannot work."""
+_BUCKET = "gs://"
 
 
-def local(path: str) -> pathlib.Path:
-    """A path of this machine.
+class PathError(ValueError):
+    """A path is of a kind that cannot be worked with here; the message says which can."""
+
+
+def path_of(name: str | os.PathLike[str]) -> epath.Path:
+    """The path that a user named: of this machine, or `gs://...`.
 
     Raises:
-        BucketError: it is in a bucket (gs://...), which `pathlib` would take for a directory here.
+        PathError: it is another kind of address, or what reads buckets is not installed.
     """
-    if "://" in path:
-        raise BucketError(
-            f"{path!r} is in a bucket, but files must be on a file system: name a local directory "
-            "and copy it from and to the bucket (gcloud storage rsync -r), or mount the bucket"
+    text = os.fspath(name)
+    if text.startswith(_BUCKET):
+        # epath reads buckets by TensorFlow where that is installed, else by gcsfs.
+        if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+            raise PathError(
+                f"{text!r} is in a bucket, which needs gcsfs: pip install 'bidi[gcs]', or name a "
+                "local directory"
+            )
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        # A path otherwise, whose directory `s3:` would be made here.
+        raise PathError(
+            f"{text!r}: paths are of this machine or in a bucket of Google Cloud Storage (gs://...)"
         )
+    return epath.Path(text)
+
+
+def in_bucket(path: os.PathLike[str]) -> bool:
+    """Whether a path is none of this machine's."""
+    return os.fspath(path).startswith(_BUCKET)
+
+
+def on_disk(path: os.PathLike[str]) -> pathlib.Path:
+    """A path of this machine, for what only a file system can do."""
+    assert not in_bucket(path), path
     return pathlib.Path(path)
 
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes under a temporary name beside `path`, then renames: what was there stays until then.
+def absolute(path: os.PathLike[str]) -> epath.Path:
+    """A path that means the same in whatever directory one is."""
+    return path_of(path if in_bucket(path) else pathlib.Path(path).resolve())
 
-    Text is UTF-8.
+
+def relative(path: str, to: str) -> str:
+    """How one directory is named from another; by its own name where nothing leads there."""
+    if in_bucket(path) != in_bucket(to):
+        return path
+    return posixpath.relpath(absolute(path), absolute(to))
+
+
+def can_hold(path: epath.Path) -> bool:
+    """Whether a file can be made in this directory: a bucket has any."""
+    return in_bucket(path) or path.is_dir()
+
+
+def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
+    """What lies in a directory, or in none, under names like `train-*`, in order."""
+    # Not by `glob`: epath takes brackets in the directory's own name for a pattern.
+    try:
+        return sorted(path for path in directory.iterdir() if fnmatch.fnmatch(path.name, pattern))
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def writing_whole(path: epath.Path) -> Iterator[pathlib.Path]:
+    """Gives a file of this machine to write; once that is done, and not before, it is at `path`.
+
+    What was there stays until then, and where writing raises.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    if in_bucket(path):
+        # Not by a writer of the bucket: leaving its `with` by an error would complete the object.
+        with tempfile.TemporaryDirectory() as directory:
+            written = pathlib.Path(directory) / path.name
+            yield written
+            _upload(written, path)
+        return
+    temporary = on_disk(path.with_name(path.name + ".tmp"))
+    yield temporary
     temporary.replace(path)
 
 
-class GrowingFile:
-    """A file that is added to; what a full disk has no room for is written with what comes next."""
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """As `writing_whole`, of a content that is there already. Text is UTF-8."""
+    content = content.encode() if isinstance(content, str) else content
+    if in_bucket(path):
+        path.write_bytes(content)
+        return
+    with writing_whole(path) as temporary:
+        temporary.write_bytes(content)
 
-    def __init__(self, path: pathlib.Path):
+
+def write_directory(directory: epath.Path, files: Mapping[str, bytes], last: str) -> None:
+    """Makes a directory of files that is complete or absent; in a bucket, or lacks `last`."""
+    if in_bucket(directory):
+        for name in sorted(files, key=lambda name: name == last):
+            write_whole(directory / name, files[name])
+        return
+    parent = on_disk(directory.parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=parent) as place:
+        whole = pathlib.Path(place) / directory.name
+        whole.mkdir()
+        for name, content in files.items():
+            (whole / name).write_bytes(content)
+        whole.rename(directory)
+
+
+def upload_directory(source: os.PathLike[str], directory: epath.Path, last: str) -> None:
+    """Copies all files below a directory into a bucket; whoever finds `last` finds them all."""
+    root = pathlib.Path(source)
+    paths = [path for path in root.rglob("*") if path.is_file() and path != root / last]
+    for path in [*paths, root / last]:
+        _upload(path, directory / path.relative_to(root).as_posix())
+
+
+def remove(path: epath.Path) -> None:
+    """Removes a file, or a directory with what lies in it; nothing where neither is there."""
+    if in_bucket(path):
+        if path.is_dir():
+            path.rmtree(missing_ok=True)
+        elif path.exists():
+            path.unlink(missing_ok=True)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def move_directory(source: epath.Path, target: epath.Path) -> None:
+    """Renames; in a bucket object by object, so that both are incomplete if it is stopped."""
+    if not in_bucket(source):
+        source.rename(target)
+        return
+    for path in list(source.iterdir()):
+        if path.is_dir():
+            move_directory(path, target / path.name)
+        else:
+            path.copy(target / path.name)
+            path.unlink()
+
+
+def fetched(path: epath.Path) -> pathlib.Path:
+    """A file as one of this machine: itself, or a copy of what lies in a bucket, made once.
+
+    Copies are kept in `$BIDI_CACHE` (else ~/.cache/bidi), by the object's path, size and time.
+
+    Raises:
+        FileNotFoundError: there is none in the bucket.
+    """
+    if not in_bucket(path):
+        return on_disk(path)
+    about = path.stat()
+    key = hashlib.sha256(f"{path} {about.length} {about.mtime}".encode()).hexdigest()[:20]
+    cache = pathlib.Path(os.environ.get("BIDI_CACHE") or "~/.cache/bidi").expanduser()
+    copy = cache / key / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    # Of the processes of a machine the first copies and the others wait; the lock ends with it.
+    with copy.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            log.info("Copying %s to %s", path, cache)
+            part = copy.with_name("part")
+            with path.open("rb") as source, part.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            if part.stat().st_size != about.length:
+                raise OSError(f"{path} has {about.length} bytes, of which some did not arrive")
+            part.rename(copy)
+    return copy
+
+
+def _upload(source: pathlib.Path, path: epath.Path) -> None:
+    with source.open("rb") as file, path.open("wb") as sink:
+        shutil.copyfileobj(file, sink, 1 << 20)
+
+
+class GrowingFile:
+    """A file that is added to; what a full disk has no room for is written with what comes next.
+
+    In a bucket, where nothing can be added to an object, all of it is kept here and written anew.
+    """
+
+    def __init__(self, path: epath.Path):
         """Adds to what is there; writes nothing yet."""
         self._path = path
-        self._size = path.stat().st_size if path.exists() else 0
-        self._pending = b""
+        self._in_bucket = in_bucket(path)
+        self._size, self._kept, self._pending = 0, b"", b""
+        if path.exists() and self._in_bucket:
+            self._kept = path.read_bytes()
+        elif path.exists():
+            self._size = on_disk(path).stat().st_size
 
     def write(self, content: bytes) -> None:
         """To be written by `flush`."""
@@ -52,11 +227,10 @@ class GrowingFile:
         if not self._pending:
             return
         try:
-            with self._path.open("ab", buffering=0) as file:
-                if file.write(self._pending) != len(self._pending):
-                    file.truncate(self._size)
-                    raise OSError("no space left for all of it")
-        except OSError as error:
+            self._rewrite() if self._in_bucket else self._append()
+        except Exception as error:  # each library that reads buckets has errors of its own
+            if not (self._in_bucket or isinstance(error, OSError)):
+                raise
             log.warning("%s cannot be written, and is tried again later: %s", self._path, error)
             return
         self._size += len(self._pending)
@@ -68,3 +242,13 @@ class GrowingFile:
         if self._pending:
             log.error("%s: the last %d bytes are lost", self._path, len(self._pending))
         self._pending = b""
+
+    def _append(self) -> None:
+        with on_disk(self._path).open("ab", buffering=0) as file:
+            if file.write(self._pending) != len(self._pending):
+                file.truncate(self._size)
+                raise OSError("no space left for all of it")
+
+    def _rewrite(self) -> None:
+        write_whole(self._path, self._kept + self._pending)
+        self._kept += self._pending

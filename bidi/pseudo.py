@@ -12,10 +12,9 @@ The whole recipe of `Partner.recipe`: trains the labellers, a set for each fold,
 The same command again goes on where it was stopped.
 """
 
-import pathlib
-
 import jax
 from absl import flags
+from etils import epath
 
 from bidi import config, distributed, experiment, verb
 from bidi.config import ConfigError
@@ -27,7 +26,7 @@ from bidi.data.streams import Direction
 from bidi.evaluation.label import Labellers, label, load_labellers
 from bidi.evaluation.restore import UnfitModelsError
 from bidi.experiment import Experiment
-from bidi.files import local
+from bidi.files import path_of
 from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
@@ -65,9 +64,9 @@ def _label_only(bindings: list[str]) -> bool:
             "name models by --l2r_workdir and --r2l_workdir and a directory by --output; or an "
             "experiment by --gin_file and --workdir"
         )
-    workdirs: dict[Direction, pathlib.Path] = {
-        "l2r": pathlib.Path(_L2R.value),
-        "r2l": pathlib.Path(_R2L.value),
+    workdirs: dict[Direction, epath.Path] = {
+        "l2r": path_of(_L2R.value),
+        "r2l": path_of(_R2L.value),
     }
     loaded = experiment.load_run(_L2R.value, bindings)
     if flags.FLAGS.print_config:
@@ -75,7 +74,7 @@ def _label_only(bindings: list[str]) -> bool:
         return True
     prepared = Prepared.open(loaded.data.directory)
     labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
-    return _label(pathlib.Path(_OUTPUT.value), prepared, [labellers])
+    return _label(path_of(_OUTPUT.value), prepared, [labellers])
 
 
 def _run_recipe(bindings: list[str]) -> bool:
@@ -109,7 +108,7 @@ def _run_recipe(bindings: list[str]) -> bool:
         return False
     # Again: what was loaded last is what a run writes down.
     loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
-    return loop.train(loaded, local(_WORKDIR.value)).finished
+    return loop.train(loaded, path_of(_WORKDIR.value)).finished
 
 
 def _check_labellers(recipe: PseudoRecipe, data: str) -> None:
@@ -128,10 +127,10 @@ def _check_labellers(recipe: PseudoRecipe, data: str) -> None:
 
 
 def _train_labellers(
-    recipe: PseudoRecipe, data: str, directory: pathlib.Path, fold: int
-) -> dict[Direction, pathlib.Path] | None:
+    recipe: PseudoRecipe, data: str, directory: epath.Path, fold: int
+) -> dict[Direction, epath.Path] | None:
     """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
-    workdirs: dict[Direction, pathlib.Path] = {}
+    workdirs: dict[Direction, epath.Path] = {}
     for file in recipe.labeller_files:
         labeller = _load_labeller(recipe, file, data, fold)
         name = f"{labeller.streams.ways}-{fold}-of-{recipe.folds}"
@@ -158,7 +157,7 @@ def _load_labeller(recipe: PseudoRecipe, file: str, data: str, fold: int) -> Exp
         raise ConfigError(f"the labeller {file} of Partner.recipe: {error}") from None
 
 
-def _label(directory: pathlib.Path, prepared: Prepared, labellers: list[Labellers]) -> bool:
+def _label(directory: epath.Path, prepared: Prepared, labellers: list[Labellers]) -> bool:
     with loop.StopOnSignal() as stop:
         return label(directory, prepared, labellers, stop, jax.process_index(), jax.process_count())
 

@@ -6,7 +6,7 @@ The same command again goes on where the run stopped; SIGTERM or Ctrl-C save fir
 from absl import flags
 
 from bidi import config, distributed, experiment, verb
-from bidi.files import local
+from bidi.files import path_of
 from bidi.training import loop
 
 # allow_override: see `bidi.trained`.
@@ -24,7 +24,7 @@ def main(bindings: list[str]) -> None:
     if not _WORKDIR.value:
         raise verb.UserError("--workdir is missing: where shall the run live?")
     try:
-        outcome = loop.train(loaded, local(_WORKDIR.value))
+        outcome = loop.train(loaded, path_of(_WORKDIR.value))
     except loop.ERRORS as error:
         raise verb.UserError(str(error)) from None
     if not outcome.finished and distributed.is_first():

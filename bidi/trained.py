@@ -1,15 +1,15 @@
 """What `evaluate` and `translate` share: the flags that name trained models, and loading them."""
 
 import dataclasses
-import pathlib
 
 from absl import flags
+from etils import epath
 
 from bidi import config, experiment, verb
 from bidi.evaluation.choose import System
 from bidi.evaluation.restore import UnfitModelsError, load_system
 from bidi.experiment import Experiment
-from bidi.files import local
+from bidi.files import path_of
 
 # allow_override: `train` has this flag too, and may be imported into the same program.
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of bidi.train.", allow_override=True)
@@ -30,13 +30,13 @@ class Trained:
         system: the models and how their outputs are chosen.
     """
 
-    workdir: pathlib.Path
+    workdir: epath.Path
     experiment: Experiment
     config: str
     system: System
 
     @property
-    def agreement_file(self) -> pathlib.Path:
+    def agreement_file(self) -> epath.Path:
         """Where the choice of agreement is kept."""
         return self.workdir / "eval" / "agreement.json"
 
@@ -50,7 +50,7 @@ def load(bindings: list[str]) -> Trained | None:
             "--gin_file is not for this verb: a workdir has its config. Change single values by "
             "--gin.NAME=value"
         )
-    workdir = local(_WORKDIR.value)
+    workdir = path_of(_WORKDIR.value)
     loaded = experiment.load_run(_WORKDIR.value, bindings)
     if flags.FLAGS.print_config:
         print(config.describe())

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
@@ -21,6 +20,7 @@ from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.generate import Generator
+from bidi.files import on_disk, path_of, writing_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def main(bindings: list[str]) -> None:
     if models is None:
         return
     system = models.system
-    output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+    output = None if _OUTPUT.value is None else path_of(_OUTPUT.value)
     if output is not None and output.exists() and not output.is_file():
         raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
     if system.rescores:
@@ -58,7 +58,7 @@ def main(bindings: list[str]) -> None:
         system = tuned
     system = _with_n_best(system, _N_BEST.value)
     if not distributed.is_first():
-        with pathlib.Path(os.devnull).open("w") as nowhere:
+        with on_disk(os.devnull).open("w") as nowhere:
             _translate(system, nowhere)
         return
     if output is None:
@@ -66,10 +66,8 @@ def main(bindings: list[str]) -> None:
             sys.stdout.reconfigure(encoding="utf-8")
         _translate(system, sys.stdout)
         return
-    temporary = output.with_name(output.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing_whole(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         _translate(system, file)
-    temporary.replace(output)
 
 
 def _translate(system: System, output: TextIO) -> None:
@@ -141,7 +139,7 @@ def _with_n_best(system: System, n_best: int) -> System:
 def _read_lines() -> Iterator[str]:
     if _INPUT.value is None:
         return decode_lines(sys.stdin.buffer, "stdin")
-    return read_lines(pathlib.Path(_INPUT.value))
+    return read_lines(path_of(_INPUT.value))
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:

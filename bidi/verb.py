@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 
 from bidi import config, distributed
 from bidi.data.sources import DataError
-from bidi.files import BucketError
+from bidi.files import PathError
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
@@ -19,7 +19,7 @@ flags.disclaim_key_flags()
 _USER_ERRORS = (
     config.ConfigError,
     DataError,
-    BucketError,
+    PathError,
     FileNotFoundError,
     ModuleNotFoundError,
 )

@@ -18,8 +18,9 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import pathlib
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,12 +29,14 @@ import gin
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
+from etils import epath
 
 import bidi
 from bidi.data import vocabulary
 from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, Source, expand
 from bidi.data.vocabulary import UNK, Vocabulary, VocabularyConfig
+from bidi.files import in_bucket, matching, on_disk, path_of, remove, upload_directory, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ _PAIRS_PER_SHARD = 1_000_000
 # array_record finds single records fast only in groups of one; so small they do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _LOCK = "lock"
+_UNFINISHED = "unfinished"
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -77,7 +81,8 @@ def prepare(config: DataConfig) -> dict[str, Any]:
     """Prepares the data, or does nothing if the directory holds exactly these, undamaged.
 
     Everything is written into a hidden directory beside the target and renamed at the end: a
-    directory that exists is complete. What a killed run left behind is removed by the next.
+    directory that exists is complete. What a killed run left behind is removed by the next. In a
+    bucket, where nothing keeps others out, one that has a manifest is complete.
 
     Returns:
       The manifest.
@@ -118,11 +123,26 @@ def prepare(config: DataConfig) -> dict[str, Any]:
             },
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if in_bucket(directory):
+            _upload(temporary, directory)
+            return manifest
         if directory.exists():
             shutil.rmtree(directory)  # empty, or damaged
         temporary.rename(directory)
         (directory / _LOCK).unlink()
     return manifest
+
+
+def _upload(prepared: epath.Path, directory: epath.Path) -> None:
+    """Into a bucket, in place of what is damaged or unfinished there."""
+    unfinished = directory / _UNFINISHED
+    write_whole(unfinished, "bidi.prepare is at work here, or was stopped: run it again")
+    remove(directory / MANIFEST)
+    for path in matching(directory, "*"):
+        if path != unfinished:
+            remove(path)
+    upload_directory(prepared, directory, last=MANIFEST)
+    remove(unfinished)
 
 
 def _fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -156,8 +176,12 @@ def check_prepared(config: DataConfig, manifest: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
     """A directory beside the target, empty but for the lock; gone afterwards unless renamed."""
+    if in_bucket(directory):
+        with tempfile.TemporaryDirectory() as place:
+            yield path_of(place)
+        return
     temporary = directory.parent / f".{directory.name}.preparing"
     temporary.mkdir(exist_ok=True)
     # The lock ends with the process, however that ends, and goes where the directory goes: whoever
@@ -177,9 +201,12 @@ def _temporary(directory: pathlib.Path) -> Iterator[pathlib.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _existing(directory: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest if these very data are there, None if nothing is or they are damaged."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if in_bucket(directory) and (directory / _UNFINISHED).exists():
+        log.info("preparing %s anew: a run was stopped while it copied there", directory)
         return None
     if not (directory / MANIFEST).is_file():
         raise DataError(f"{directory} exists but holds no prepared data: choose another directory")
@@ -197,7 +224,7 @@ def _existing(directory: pathlib.Path, fingerprint: dict[str, Any]) -> dict[str,
     return manifest
 
 
-def _damage(directory: pathlib.Path, manifest: dict[str, Any]) -> str | None:
+def _damage(directory: epath.Path, manifest: dict[str, Any]) -> str | None:
     """What cannot be read, or is missing."""
     for split, entry in manifest["splits"].items():
         kinds = [("pairs", pair_shards(directory, split))]
@@ -220,12 +247,12 @@ def _damage(directory: pathlib.Path, manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def pair_shards(directory: pathlib.Path, split: str) -> list[pathlib.Path]:
+def pair_shards(directory: epath.Path, split: str) -> list[epath.Path]:
     """The shards of a split's pairs that there are, in order."""
-    return sorted((directory / "pairs").glob(f"{split}-*.array_record"))
+    return matching(directory / "pairs", f"{split}-*.array_record")
 
 
-def _examples_file(directory: pathlib.Path, split: str) -> pathlib.Path:
+def _examples_file(directory: epath.Path, split: str) -> epath.Path:
     return directory / "examples" / f"{split}.array_record"
 
 
@@ -295,7 +322,7 @@ class _Side:
 
 
 def _write_split(
-    config: DataConfig, split: str, vocabularies: dict[str, Vocabulary], directory: pathlib.Path
+    config: DataConfig, split: str, vocabularies: dict[str, Vocabulary], directory: epath.Path
 ) -> dict[str, Any]:
     """Writes the pairs (and but for train the examples) of a split; returns its manifest entry."""
     sides = {"source": _Side(), "target": _Side()}
@@ -366,11 +393,11 @@ def _reason_to_drop(ids: dict[str, np.ndarray], config: DataConfig) -> str | Non
 class _Shards:
     """Writes records into `<split>-00000-of-0000N.array_record`; N is known at the end."""
 
-    def __init__(self, directory: pathlib.Path, split: str):
+    def __init__(self, directory: epath.Path, split: str):
         self._directory = directory
         self._split = split
         self._written = 0
-        self._paths: list[pathlib.Path] = []
+        self._paths: list[epath.Path] = []
         self._writer: Any = None
 
     def write(self, record: bytes) -> None:
@@ -389,7 +416,7 @@ class _Shards:
             path.rename(f"{path}-of-{len(self._paths):05d}.array_record")
 
 
-def record_writer(path: pathlib.Path) -> Any:
-    """Writes records into a file, for random access."""
-    path.parent.mkdir(exist_ok=True)
+def record_writer(path: os.PathLike[str]) -> Any:
+    """Writes records into a file of this machine, for random access."""
+    on_disk(path).parent.mkdir(exist_ok=True)
     return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgpack
 import numpy as np
+from etils import epath
 
 from bidi.data.prepare import FORMAT, MANIFEST, pair_shards
 from bidi.data.records import Records
@@ -42,7 +42,7 @@ class Pairs:
       longest: Tokens of the longest pair's `source` and `target`, without marker.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], longest: dict[str, int], remedy: str):
+    def __init__(self, paths: Sequence[epath.Path], longest: dict[str, int], remedy: str):
         self._records = Records(paths, remedy)
         self.longest = longest
 
@@ -73,7 +73,7 @@ class Prepared:
       manifest: Counts, lengths, hashes; see `manifest.json` there.
     """
 
-    directory: pathlib.Path
+    directory: epath.Path
     manifest: dict[str, Any]
 
     @classmethod

@@ -13,17 +13,18 @@ import collections
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
+from etils import epath
 
 from bidi.data.folds import read
 from bidi.data.partner import Partner
 from bidi.data.prepared import Pairs, PairSource, Prepared
 from bidi.data.sources import DataError, expand
+from bidi.files import matching
 
 MANIFEST = "manifest.json"
 # Raised when the layout or the meaning of a directory changes.
@@ -34,7 +35,7 @@ PAIRS_PER_SHARD = 4096
 _COMMAND = "python -m bidi.pseudo"
 
 
-def shard_paths(directory: pathlib.Path, split: str, pairs: int) -> list[pathlib.Path]:
+def shard_paths(directory: epath.Path, split: str, pairs: int) -> list[epath.Path]:
     """The shards of so many pairs, each of PAIRS_PER_SHARD but the last."""
     shards = -(-pairs // PAIRS_PER_SHARD)
     return [
@@ -51,7 +52,7 @@ class PseudoOutputs:
         manifest: see the module's head.
     """
 
-    directory: pathlib.Path
+    directory: epath.Path
     manifest: dict[str, Any]
 
     @classmethod
@@ -101,9 +102,9 @@ class PseudoOutputs:
         return read_outputs(self.directory, split, self.manifest["splits"][split]["pairs"])
 
 
-def read_outputs(directory: pathlib.Path, split: str, pairs: int) -> Pairs:
+def read_outputs(directory: epath.Path, split: str, pairs: int) -> Pairs:
     """See `PseudoOutputs.outputs`; of a directory whose manifest need not be finished."""
-    paths = sorted(directory.glob(f"{split}-*-of-*.array_record"))
+    paths = matching(directory, f"{split}-*-of-*.array_record")
     again = f"and run {_COMMAND} again"
     remedy = f"delete {directory} {again}"
     if not paths or len(outputs := Pairs(paths, {}, remedy)) != pairs:
@@ -149,7 +150,7 @@ def pairs_beside(partner: Partner, prepared: Prepared, split: str) -> PairSource
     return BesidePseudo(pairs, PseudoOutputs.open(partner.directory, prepared).outputs(split))
 
 
-def summary(directory: pathlib.Path, prepared: Prepared, split: str) -> dict[str, Any]:
+def summary(directory: epath.Path, prepared: Prepared, split: str) -> dict[str, Any]:
     """What is written for a split: its entry in the manifest.
 
     Raises:

@@ -2,12 +2,14 @@
 
 import bisect
 import itertools
-import pathlib
+import os
 from collections.abc import Sequence
 
 from array_record.python import array_record_data_source, array_record_module
+from etils import epath
 
 from bidi.data.sources import DataError
+from bidi.files import fetched
 
 _CHUNK = 4096
 
@@ -15,7 +17,7 @@ _CHUNK = 4096
 class Records:
     """The records of files, one after the other."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], remedy: str):
+    def __init__(self, paths: Sequence[epath.Path], remedy: str):
         """Opens the files.
 
         Args:
@@ -26,10 +28,12 @@ class Records:
             DataError: one is damaged.
         """
         self._paths, self._remedy = paths, remedy
-        counts = [self._count(path) for path in paths]
+        # array_record reads buckets by a client of its own, one record a request.
+        self._files = [fetched(path) for path in paths]
+        counts = [self._count(path, file) for path, file in zip(paths, self._files, strict=True)]
         self._ends = list(itertools.accumulate(counts))
         self._source = array_record_data_source.ArrayRecordDataSource(
-            [f"{path}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
+            [f"{file}[0:{count}]" for file, count in zip(self._files, counts, strict=True)]
         )
 
     def __len__(self) -> int:
@@ -55,16 +59,16 @@ class Records:
         for start in range(0, len(self), _CHUNK):
             self.__getitems__(range(start, min(start + _CHUNK, len(self))))
 
-    def _count(self, path: pathlib.Path) -> int:
+    def _count(self, path: epath.Path, file: os.PathLike[str]) -> int:
         try:
-            reader = array_record_module.ArrayRecordReader(str(path))
+            reader = array_record_module.ArrayRecordReader(str(file))
             count = reader.num_records()
             reader.close()
         except RuntimeError as error:
             raise self._damaged(path, error) from error
         return count
 
-    def _file_of(self, indices: Sequence[int]) -> pathlib.Path:
+    def _file_of(self, indices: Sequence[int]) -> epath.Path:
         """That of the first of these records that cannot be read, else of the first."""
         for index in indices:
             try:
@@ -73,5 +77,5 @@ class Records:
                 return self._paths[bisect.bisect_right(self._ends, index)]
         return self._paths[bisect.bisect_right(self._ends, indices[0])]
 
-    def _damaged(self, path: pathlib.Path, error: RuntimeError) -> DataError:
+    def _damaged(self, path: epath.Path, error: RuntimeError) -> DataError:
         return DataError(f"{path} is damaged, cut off perhaps ({str(error)[:150]}): {self._remedy}")

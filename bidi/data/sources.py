@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import itertools
 import os
-import pathlib
 import string
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 import gin
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
-from bidi.files import local
+from bidi.files import PathError, fetched, in_bucket, path_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,12 +46,12 @@ class Example:
     targets: tuple[str, ...]
 
 
-def expand(path: str) -> pathlib.Path:
+def expand(path: str) -> epath.Path:
     """A path with `~` and `$VAR` filled in.
 
     Raises:
       DataError: A variable is not set.
-      BucketError: It is in a bucket.
+      PathError: It is of a kind that cannot be worked with.
     """
     try:
         filled = string.Template(path).substitute(os.environ)
@@ -62,7 +62,7 @@ def expand(path: str) -> pathlib.Path:
         ) from error
     except ValueError as error:
         raise DataError(f"{path!r}: write $NAME or ${{NAME}}, and $$ for a dollar") from error
-    return local(filled).expanduser()
+    return path_of(filled).expanduser()
 
 
 @gin.configurable("ParallelText")
@@ -121,7 +121,7 @@ class ParallelText:
             "files": {s: [_sha256(path) for path in self._files(s)] for s in self.splits},
         }
 
-    def _files(self, split: str) -> list[pathlib.Path]:
+    def _files(self, split: str) -> list[epath.Path]:
         targets = self.target[split]
         targets = [targets] if isinstance(targets, str) else targets
         if not targets:
@@ -198,6 +198,12 @@ class Tfds:
         for module in _TFDS_MODULES:
             importlib.import_module(module)
         data_dir = None if self.data_dir is None else expand(self.data_dir)
+        if data_dir is not None and in_bucket(data_dir):
+            raise PathError(
+                f"Tfds.data_dir = {self.data_dir!r} is in a bucket, from which TFDS's array_record "
+                "files cannot be read: name a local directory, to which they are copied; "
+                "Data.directory may be in a bucket"
+            )
         try:
             builder = tfds.builder(self.name, data_dir=data_dir)
         except (ValueError, AssertionError) as error:
@@ -287,15 +293,15 @@ def _texts(record: Any, key: str, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def read_lines(path: pathlib.Path) -> Iterator[str]:
+def read_lines(path: epath.Path) -> Iterator[str]:
     """The lines of a file, plain or gzipped (`.gz`), as `decode_lines` gives them.
 
     Raises:
       DataError: Bytes that are not UTF-8 or gzip.
     """
-    done = 0
+    done, file = 0, fetched(path)
     try:
-        with contextlib.closing(gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as f:
+        with contextlib.closing(gzip.open(file) if path.suffix == ".gz" else file.open("rb")) as f:
             for line in decode_lines(f, str(path)):
                 yield line
                 done += 1
@@ -321,6 +327,6 @@ def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
         yield text
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
+def _sha256(path: epath.Path) -> str:
+    with fetched(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import logging
-import os
-import pathlib
 from collections.abc import Sequence
+
+from etils import epath
 
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
@@ -14,7 +14,7 @@ from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.evaluation.generate import Generator
-from bidi.files import write_whole
+from bidi.files import relative, write_whole
 from bidi.search.beam_search import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -103,13 +103,13 @@ class System:
             return rouge.rouge_l_errors(texts, references, self.evaluation.tokens).percent
         return -metrics.bleu_chrf(texts, references, self.evaluation.tokens)["bleu"]
 
-    def save_choice(self, path: pathlib.Path) -> None:
+    def save_choice(self, path: epath.Path) -> None:
         """Keeps the choice, with what it was made for."""
         if self.choice is not None:
             kept = {**self._key(), **dataclasses.asdict(self.choice)}
             write_whole(path, json.dumps(kept, indent=1))
 
-    def with_saved_choice(self, path: pathlib.Path) -> "System | None":
+    def with_saved_choice(self, path: epath.Path) -> "System | None":
         """With the choice kept, None where there is none for this very system."""
         if not path.is_file():
             return None
@@ -126,7 +126,7 @@ class System:
     def _key(self) -> dict[str, object]:
         return {
             # Relative: they may be moved together.
-            "workdirs": [os.path.relpath(path, self.workdirs[0]) for path in self.workdirs],
+            "workdirs": [relative(path, self.workdirs[0]) for path in self.workdirs],
             "checkpoints": self.steps,
             "search": [dataclasses.asdict(search) for search in self.searches],
             "agreement": dataclasses.asdict(self.agreement),

@@ -1,13 +1,12 @@
 """Writes pseudo outputs: what trained models write for each pair, shard by shard.
 
-The files are described in `bidi.data.pseudo`. A shard is written under a temporary name and
-renamed: what a stopped run leaves is complete shards, and the next run writes the others.
+The files are described in `bidi.data.pseudo`. A shard is written whole or not at
+all: what a stopped run leaves is complete shards, and the next run writes the others.
 """
 
 import dataclasses
 import json
 import logging
-import pathlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from etils import epath
 
 from bidi import distributed
 from bidi.data import pseudo
@@ -26,7 +26,7 @@ from bidi.data.streams import Direction
 from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator
 from bidi.experiment import load_run
-from bidi.files import write_whole
+from bidi.files import write_whole, writing_whole
 from bidi.progress import progress_bar
 from bidi.provenance import provenance
 from bidi.search.beam_search import SearchConfig
@@ -69,7 +69,7 @@ Labellers = tuple[Labeller, ...]
 
 
 def load_labellers(
-    workdirs: Mapping[Direction, pathlib.Path],
+    workdirs: Mapping[Direction, epath.Path],
     checkpoint: str,
     prepared: Prepared,
     bindings: Sequence[str] = (),
@@ -110,13 +110,13 @@ def load_labellers(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    path: pathlib.Path
+    path: epath.Path
     split: str
     start: int
 
 
 def label(
-    directory: pathlib.Path,
+    directory: epath.Path,
     prepared: Prepared,
     labellers: Sequence[Labellers],
     stop: threading.Event,
@@ -180,7 +180,7 @@ def _job(prepared: Prepared, labellers: Sequence[Labellers]) -> dict[str, Any]:
 
 
 def _begin(
-    directory: pathlib.Path, job: dict[str, Any], about: dict[str, Any], process_index: int
+    directory: epath.Path, job: dict[str, Any], about: dict[str, Any], process_index: int
 ) -> bool:
     """Lays down what will be written here, or compares it; says whether all is there."""
     path = directory / pseudo.MANIFEST
@@ -198,7 +198,7 @@ def _begin(
     return "splits" in manifest
 
 
-def _shards(directory: pathlib.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
+def _shards(directory: epath.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
     return [
         _Shard(path, split, number * pseudo.PAIRS_PER_SHARD)
         for split in pairs
@@ -221,16 +221,15 @@ def _records(
     return records
 
 
-def _write_shard(path: pathlib.Path, records: Sequence[dict[str, bytes]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    writer = record_writer(temporary)
-    for record in records:
-        writer.write(msgpack.packb(record))
-    writer.close()
-    temporary.rename(path)
+def _write_shard(path: epath.Path, records: Sequence[dict[str, bytes]]) -> None:
+    with writing_whole(path) as file:
+        writer = record_writer(file)
+        for record in records:
+            writer.write(msgpack.packb(record))
+        writer.close()
 
 
-def _finish(directory: pathlib.Path, prepared: Prepared) -> None:
+def _finish(directory: epath.Path, prepared: Prepared) -> None:
     path = directory / pseudo.MANIFEST
     splits = {split: pseudo.summary(directory, prepared, split) for split in pseudo.SPLITS}
     manifest = json.loads(path.read_text()) | {"splits": splits}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, load_run
+from bidi.files import path_of
 from bidi.models.model import Model
 from bidi.training.checkpoints import Checkpoints
 
@@ -33,7 +33,7 @@ def restore_generator(
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
-    path = pathlib.Path(workdir)
+    path = path_of(workdir)
     source, target = (
         Vocabulary((path / f"{side}.model").read_bytes()) for side in ("source", "target")
     )
@@ -133,7 +133,7 @@ def vocabularies(workdir: str) -> object:
     Raises:
         FileNotFoundError: it is no workdir.
     """
-    path = pathlib.Path(workdir) / "data.json"
+    path = path_of(workdir) / "data.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {path.name}")
     return json.loads(path.read_text())["vocabularies"]

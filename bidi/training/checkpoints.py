@@ -4,8 +4,6 @@ import contextlib
 import functools
 import json
 import logging
-import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +11,11 @@ import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from bidi import distributed
+from bidi.files import absolute, matching, move_directory, remove
 from bidi.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PROCESSES = "processes"
 _LOSS = "validation_loss"
 _CHECKSUMS = "checksums"
+_COMMITTED = "commit_success.txt"
 
 
 class FailedSaveError(RuntimeError):
@@ -44,9 +45,9 @@ class Checkpoints:
     call the same methods in the same order.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
+    def __init__(self, workdir: epath.Path, keep: int):
         """Opens `workdir/checkpoints`, new or not."""
-        self.directory = (workdir / "checkpoints").absolute()
+        self.directory = absolute(workdir / "checkpoints")
         distributed.from_first(lambda: self._set_aside(self._unopenable()))
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
@@ -108,9 +109,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a full disk shows as errors of many libraries
-            for path in self.directory.glob("*.orbax-checkpoint-tmp"):
-                # What another thread still writes there the next start removes.
-                shutil.rmtree(path, ignore_errors=True)
+            # What another thread still writes there the next start removes; in a bucket all of it,
+            # where a checkpoint that is not finished lies under its own name.
+            for path in matching(self.directory, "*.orbax-checkpoint-tmp"):
+                remove(path)
             raise FailedSaveError(
                 f"The checkpoint of step {self._saving} cannot be written to {self.directory}: "
                 f"{type(error).__name__}: {str(error)[:200]}"
@@ -232,8 +234,10 @@ class Checkpoints:
     def _unopenable(self) -> list[int]:
         """Steps whose metrics are damaged; Orbax reads them all before anything else."""
         steps = []
-        for path in self.directory.glob("*/metrics/metrics"):
-            step = path.parents[1].name
+        for directory in matching(self.directory, "*"):
+            step, path = directory.name, directory / "metrics" / "metrics"
+            if not path.is_file():
+                continue
             try:
                 float(json.loads(path.read_bytes())[_LOSS])
             except (KeyError, TypeError, ValueError) as error:
@@ -248,7 +252,9 @@ class Checkpoints:
             aside = self.directory.with_name(f"unreadable-{step}")
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}-again")
-            (self.directory / str(step)).rename(aside)
+            # In a bucket this makes it a checkpoint, and moving it takes a while.
+            remove(self.directory / str(step) / _COMMITTED)
+            move_directory(self.directory / str(step), aside)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -271,7 +277,7 @@ def checksum(item: Any) -> jax.Array:
     return total
 
 
-def _compare_shapes(path: pathlib.Path, params: Any) -> None:
+def _compare_shapes(path: epath.Path, params: Any) -> None:
     saved = ocp.StandardCheckpointHandler().metadata(path).tree
     there, here = (
         {

@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import math
-import pathlib
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from types import FrameType
 
 import jax
 import numpy as np
+from etils import epath
 
 from bidi import config as gin_config
 from bidi import distributed
@@ -89,7 +89,7 @@ class Outcome:
     finished: bool
 
 
-def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
+def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
     """Trains, or goes on with training, in `workdir`.
 
     Raises:
@@ -115,7 +115,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Outcome:
 class _Run:
     """What one call of `train` works with."""
 
-    def __init__(self, experiment: Experiment, prepared: Prepared, workdir: pathlib.Path):
+    def __init__(self, experiment: Experiment, prepared: Prepared, workdir: epath.Path):
         self.experiment, self.config = experiment, experiment.training
         self.workdir = workdir
         self.trainer = experiment.make_trainer(
@@ -300,7 +300,7 @@ class _Run:
         )
 
 
-def claim_workdir(workdir: pathlib.Path, prepared: Prepared, partner: Partner) -> None:
+def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> None:
     """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
 
     `gin_config.operative()` is the experiment being run.

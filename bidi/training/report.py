@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
 from tensorboardX import record_writer
 
-from bidi.files import GrowingFile, write_whole
+from bidi.files import GrowingFile, path_of, write_whole
 from bidi.progress import progress_bar
 from bidi.training.loss import LossSums
 from bidi.training.step import Suspects
@@ -42,10 +42,10 @@ _SCHEME = "bidi"
 
 class _TensorboardFiles:
     def directory_check(self, path: str) -> None:
-        pathlib.Path(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
+        path_of(path.removeprefix(f"{_SCHEME}:")).mkdir(parents=True, exist_ok=True)
 
     def open(self, path: str) -> GrowingFile:
-        return GrowingFile(pathlib.Path(path.removeprefix(f"{_SCHEME}:")))
+        return GrowingFile(path_of(path.removeprefix(f"{_SCHEME}:")))
 
 
 record_writer.register_writer_factory(_SCHEME, _TensorboardFiles())
@@ -64,7 +64,7 @@ def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, f
 class Reporter:
     """Writes rows of metrics, each with its step, to all who read them."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):
+    def __init__(self, workdir: epath.Path, first_step: int, steps: int):
         """Rows behind `first_step`, of a run that was cut off, are dropped: they come again."""
         self._path = workdir / METRICS_FILE
         _drop_rows_behind(self._path, first_step)
@@ -107,7 +107,7 @@ class Reporter:
 class SilentReporter(Reporter):
     """A `Reporter` of a process that leaves writing to the first one."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, steps: int):
+    def __init__(self, workdir: epath.Path, first_step: int, steps: int):
         """Touches nothing."""
 
     def advance(self, step: int) -> None:
@@ -120,7 +120,7 @@ class SilentReporter(Reporter):
         """Nothing is open."""
 
 
-def _drop_rows_behind(path: pathlib.Path, step: int) -> None:
+def _drop_rows_behind(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text().splitlines()
@@ -235,7 +235,7 @@ class TrainMeter:
         self._since = time.perf_counter()
 
 
-def training_summary(workdir: pathlib.Path, step: int) -> dict[str, float | None]:
+def training_summary(workdir: epath.Path, step: int) -> dict[str, float | None]:
     """Updates, seconds and milliseconds an update of a run, up to a step, from its metrics."""
     rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
     speed = "train/milliseconds_per_update"
