@@ -26,12 +26,14 @@ log = logging.getLogger(__name__)
 
 _BUCKET = "gs://"
 
+Name = str | os.PathLike[str]
+
 
 class PathError(ValueError):
     """A path is of a kind that cannot be worked with here; the message says which can."""
 
 
-def path_of(name: str | os.PathLike[str]) -> epath.Path:
+def path_of(name: Name) -> epath.Path:
     """The path that a user named: of this machine, or `gs://...`.
 
     Raises:
@@ -53,18 +55,18 @@ def path_of(name: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(text)
 
 
-def in_bucket(path: os.PathLike[str]) -> bool:
+def in_bucket(path: Name) -> bool:
     """Whether a path is none of this machine's."""
     return os.fspath(path).startswith(_BUCKET)
 
 
-def on_disk(path: os.PathLike[str]) -> pathlib.Path:
+def on_disk(path: Name) -> pathlib.Path:
     """A path of this machine, for what only a file system can do."""
     assert not in_bucket(path), path
     return pathlib.Path(path)
 
 
-def absolute(path: os.PathLike[str]) -> epath.Path:
+def absolute(path: Name) -> epath.Path:
     """A path that means the same in whatever directory one is."""
     return path_of(path if in_bucket(path) else pathlib.Path(path).resolve())
 

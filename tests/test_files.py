@@ -1,11 +1,25 @@
-"""Files under a full disk, and paths that are none of this machine's."""
+"""Files under a full disk, and in buckets."""
 
+import concurrent.futures
+import importlib.util
+import io
 import pathlib
+import time
 
 import pytest
 
 from bidi.data.sources import expand
-from bidi.files import BucketError, GrowingFile, local
+from bidi.files import (
+    GrowingFile,
+    PathError,
+    fetched,
+    path_of,
+    relative,
+    write_directory,
+    write_whole,
+    writing_whole,
+)
+from tests import fake_bucket
 
 FULL = pathlib.Path("/dev/full")
 
@@ -32,8 +46,117 @@ def test_what_cannot_be_written_is_kept_and_comes_later(tmp_path, caplog):
     assert "the last 6 bytes are lost" in caplog.text
 
 
-def test_a_bucket_is_refused_and_no_directory_of_its_name_is_made():
-    for name in (local, expand):
-        with pytest.raises(BucketError, match="'gs://bucket/run' is in a bucket"):
-            name("gs://bucket/run")
-    assert local("runs/a") == pathlib.Path("runs/a")
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    fake_bucket.install(monkeypatch, tmp_path / "buckets")
+    monkeypatch.setenv("BIDI_CACHE", str(tmp_path / "cache"))
+    return path_of("gs://bucket")
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/run", "http://host/run", "gs:/bucket/run"])
+def test_other_addresses_are_refused(name):
+    for function in (path_of, expand):
+        with pytest.raises(PathError, match=f"'{name}'.*of this machine or .*gs://"):
+            function(name)
+
+
+def test_what_reads_buckets_must_be_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PathError, match=r"'gs://bucket/run' .*pip install 'bidi\[gcs\]'"):
+        path_of("gs://bucket/run")
+    assert path_of("runs/a") == pathlib.Path("runs/a")
+
+
+@pytest.mark.parametrize("where", ["here", "bucket"])
+def test_what_is_not_written_to_its_end_changes_nothing(bucket, tmp_path, where):
+    directory = path_of(tmp_path) if where == "here" else bucket
+    path = directory / "file"
+    write_whole(path, "former")
+
+    def write_half():
+        with writing_whole(path) as file:
+            file.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "former"
+    with writing_whole(path) as file:
+        file.write_text("new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("where", ["here", "bucket"])
+def test_a_file_grows_and_goes_on_later(bucket, tmp_path, where, monkeypatch, caplog):
+    directory = path_of(tmp_path) if where == "here" else bucket
+    path = directory / "rows"
+    for lines in (["one"], ["two", "three"]):
+        file = GrowingFile(path)
+        for line in lines:
+            file.write(f"{line}\n".encode())
+            file.flush()
+        file.close()
+    assert path.read_text() == "one\ntwo\nthree\n"
+    if where == "here":
+        return
+
+    def fail(self, content):
+        raise RuntimeError("no network")
+
+    file = GrowingFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_bytes", fail)
+        file.write(b"four\n")
+        file.flush()
+    assert "tried again later: no network" in caplog.text
+    file.close()
+    assert path.read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_file_of_a_bucket_is_fetched_once_by_all(bucket, monkeypatch):
+    path = bucket / "shard"
+    path.write_bytes(b"first")
+    kind, opened = type(path), []
+    open_path = kind.open
+
+    def slowly(self, mode="r", **options):
+        opened.append(mode)
+        time.sleep(0.05)
+        return open_path(self, mode, **options)
+
+    monkeypatch.setattr(kind, "open", slowly)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        copies = list(pool.map(fetched, [path] * 4))
+    assert opened == ["rb"]
+    assert {copy.read_bytes() for copy in copies} == {b"first"}
+    path.write_bytes(b"second")
+    assert fetched(path).read_bytes() == b"second"
+    assert copies[0].read_bytes() == b"first"
+
+
+def test_a_copy_that_was_stopped_is_made_again(bucket, monkeypatch):
+    path = bucket / "shard"
+    path.write_bytes(b"whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "open", lambda self, mode: io.BytesIO(b"who"))
+        with pytest.raises(OSError, match="some did not arrive"):
+            fetched(path)
+    assert fetched(path).read_bytes() == b"whole"
+
+
+def test_a_directory_in_a_bucket_is_known_by_its_last_file(bucket, monkeypatch):
+    write = fake_bucket._Upload.close
+    written = []
+    monkeypatch.setattr(
+        fake_bucket._Upload, "close", lambda self: written.append(self._path.name) or write(self)
+    )
+    write_directory(bucket / "model", {"b": b"1", "a": b"2", "c": b"3"}, last="a")
+    assert list(dict.fromkeys(written)) == ["b", "c", "a"]
+
+
+def test_directories_are_named_from_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.chdir(tmp_path)
+    assert relative("runs/b", f"{tmp_path}/runs/a") == "../b"
+    assert relative("gs://bucket/runs/b", "gs://bucket/runs/a") == "../b"
+    assert relative("gs://bucket/runs/b", "runs/a") == "gs://bucket/runs/b"
