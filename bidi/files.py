@@ -78,6 +78,11 @@ def relative(path: str, to: str) -> str:
     return posixpath.relpath(absolute(path), absolute(to))
 
 
+def is_plain_file(path: epath.Path) -> bool:
+    """Whether a file is there that can be replaced; a pipe, which epath takes for one, is none."""
+    return path.is_file() if in_bucket(path) else on_disk(path).is_file()
+
+
 def can_hold(path: epath.Path) -> bool:
     """Whether a file can be made in this directory: a bucket has any."""
     return in_bucket(path) or path.is_dir()
@@ -87,9 +92,11 @@ def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
     """What lies in a directory, or in none, under names like `train-*`, in order."""
     # Not by `glob`: epath takes brackets in the directory's own name for a pattern.
     try:
-        return sorted(path for path in directory.iterdir() if fnmatch.fnmatch(path.name, pattern))
+        paths = sorted(directory.iterdir())
     except FileNotFoundError:
         return []
+    # A bucket may list a directory in itself: an object that the console made to show it.
+    return [path for path in paths if path != directory and fnmatch.fnmatch(path.name, pattern)]
 
 
 @contextlib.contextmanager

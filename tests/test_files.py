@@ -15,6 +15,7 @@ from bidi.files import (
     fetched,
     path_of,
     relative,
+    upload_directory,
     write_directory,
     write_whole,
     writing_whole,
@@ -144,14 +145,24 @@ def test_a_copy_that_was_stopped_is_made_again(bucket, monkeypatch):
     assert fetched(path).read_bytes() == b"whole"
 
 
-def test_a_directory_in_a_bucket_is_known_by_its_last_file(bucket, monkeypatch):
+def test_a_directory_in_a_bucket_is_known_by_its_last_file(bucket, tmp_path, monkeypatch):
     write = fake_bucket._Upload.close
     written = []
     monkeypatch.setattr(
-        fake_bucket._Upload, "close", lambda self: written.append(self._path.name) or write(self)
+        fake_bucket._Upload,
+        "close",
+        lambda self: self.closed or written.append(self._path.name) or write(self),
     )
     write_directory(bucket / "model", {"b": b"1", "a": b"2", "c": b"3"}, last="a")
-    assert list(dict.fromkeys(written)) == ["b", "c", "a"]
+    assert written == ["b", "c", "a"]
+    written.clear()
+    for name in ("z/y", "b", "c"):
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_text(name)
+    upload_directory(tmp_path / "local", bucket / "copy", last="b")
+    assert sorted(written[:2]) == ["c", "y"]
+    assert written[2:] == ["b"]
+    assert (bucket / "copy" / "z" / "y").read_text() == "z/y"
 
 
 def test_directories_are_named_from_each_other(tmp_path, monkeypatch):

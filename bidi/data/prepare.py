@@ -177,7 +177,10 @@ def check_prepared(config: DataConfig, manifest: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
-    """A directory beside the target, empty but for the lock; gone afterwards unless renamed."""
+    """A directory beside the target, empty but for the lock; gone afterwards unless renamed.
+
+    Of a bucket, a directory of this machine, and no lock.
+    """
     if in_bucket(directory):
         with tempfile.TemporaryDirectory() as place:
             yield path_of(place)
