@@ -21,7 +21,7 @@ from bidi.data.pseudo import PseudoOutputs
 from bidi.data.sources import DataError, Tfds
 from bidi.evaluation.restore import restore_generator
 from bidi.files import PathError, matching, path_of
-from bidi.training.checkpoints import Checkpoints
+from bidi.training import checkpoints
 from bidi.training.lock import locked
 from bidi.training.report import Reporter
 from tests import fake_bucket
@@ -29,6 +29,8 @@ from tests.trained_run import TEST_SOURCES
 
 DATA = ["Data.directory = 'gs://bucket/data'"]
 RUN = "gs://bucket/runs/both"
+# After the first row of metrics, and one more update.
+STOPPED = 31
 
 
 def call(verb, *arguments, bindings=()):
@@ -66,7 +68,8 @@ def run(trained, buckets):
 
         patch.setattr(Reporter, "write", write_and_stop)
         call(train, *arguments, bindings=DATA)
-    assert [path.name for path in (path_of(RUN) / "checkpoints").iterdir()] != []
+    # No checkpoint was due yet.
+    assert [path.name for path in (path_of(RUN) / "checkpoints").iterdir()] == [str(STOPPED)]
     call(train, *arguments, bindings=DATA)
     return path_of(RUN)
 
@@ -199,16 +202,27 @@ def test_data_are_complete_or_have_no_manifest(trained, monkeypatch):
     assert path_of("gs://bucket/others/thing").read_text() == "dear"
 
 
-def test_a_damaged_checkpoint_is_set_aside(run, buckets):
-    checkpoints = run / "checkpoints"
-    steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-    copy = path_of("gs://bucket/damaged")
-    shutil.copytree(buckets / "bucket/runs/both", buckets / "bucket/damaged")
-    (copy / "checkpoints" / str(steps[-1]) / "metrics" / "metrics").write_text("{")
-    opened = Checkpoints(copy, keep=2)
-    assert opened.all_steps() == steps[:-1]
-    opened.close()
-    aside = [path.name for path in (copy / f"unreadable-{steps[-1]}").iterdir()]
+def test_a_damaged_checkpoint_is_set_aside(run, buckets, monkeypatch):
+    steps = [int(path.name) for path in (run / "checkpoints").iterdir()]
+    last = max(steps)
+    copies = [path_of(f"gs://bucket/{name}") for name in ("damaged", "stopped-half-way")]
+    for copy in copies:
+        shutil.copytree(buckets / "bucket/runs/both", buckets / "bucket" / copy.name)
+        (copy / "checkpoints" / str(last) / "metrics" / "metrics").write_text("{")
+
+    def stop_half_way(source, target):
+        (source / "metrics" / "metrics").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "move_directory", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.Checkpoints(copies[1], keep=2)
+    for copy in copies:
+        opened = checkpoints.Checkpoints(copy, keep=2)
+        assert sorted([*opened.all_steps(), last]) == sorted(steps)
+        opened.close()
+    aside = [path.name for path in (copies[0] / f"unreadable-{last}").iterdir()]
     assert "params" in aside
 
 
