@@ -1,8 +1,10 @@
-"""Measures speed: python -m bidi.benchmark train|search|article [--flag ...].
+"""Measures speed: python -m bidi.benchmark train|loss|search|article [--flag ...].
 
 train  --gin_file=...  the update of an experiment of two directions, on its prepared data, and of
                        the same experiment with L2R alone: milliseconds, tokens/s, FLOP/s, padding,
                        waiting, memory; their ratio beside the bound that the operations set
+loss   --gin_file=...  the loss of an experiment's shapes, in chunks as in training and with
+                       whole logits: memory and milliseconds; needs no data
 search --workdir=...   a trained model's couplings and beams, one sentence at a time and in
                        batches, beside a trained L2R model (--l2r_workdir)
 article --workdir=...  Su 2019's search by a trained recurrent model, as his code runs it, in numpy
@@ -22,7 +24,7 @@ import rich.console
 from absl import flags
 
 from bidi import config, experiment, trained, verb
-from bidi.benchmarking import product, programs, searches, tables, updates
+from bidi.benchmarking import losses, product, programs, searches, tables, topology, updates
 from bidi.data.prepared import Prepared
 from bidi.evaluation import restore
 from bidi.files import can_hold, path_of, write_whole
@@ -72,6 +74,19 @@ def train(bindings: list[str]) -> None:
     )
     tables.print_updates(report, rich.console.Console())
     _write({"updates": _UPDATES.value, **report}, config.operative())
+
+
+def loss(bindings: list[str]) -> None:
+    """Measures the loss."""
+    _check_output()
+    loaded = config.load(experiment.build, verb.gin_files(), bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
+    _, target = topology.vocabularies(loaded)
+    report = losses.measure(loaded, target.size, CompileMeter(), rounds=_ROUNDS.value)
+    tables.print_loss(report, rich.console.Console())
+    _write(report, config.operative())
 
 
 def search(bindings: list[str]) -> None:
@@ -168,11 +183,13 @@ def _write(report: dict[str, Any], operative: str) -> None:
         write_whole(path_of(_OUTPUT.value), text)
 
 
-_MEASUREMENTS = {"train": train, "search": search, "article": article}
+_MEASUREMENTS = {"train": train, "loss": loss, "search": search, "article": article}
 
 
 def _missing(_: list[str]) -> None:
-    raise verb.UserError("say what to measure: python -m bidi.benchmark train, search, or article")
+    raise verb.UserError(
+        "say what to measure: python -m bidi.benchmark train, loss, search, or article"
+    )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,25 @@ def test_train(trained, tmp_path, capsys, monkeypatch):
     assert f"bound by operations {report['bound']:.3f}" in printed
 
 
+def test_loss(trained, tmp_path, capsys):
+    output = tmp_path / "loss.json"
+    call(
+        benchmark.loss,
+        f"--gin_file={trained.gin_file}",
+        "--rounds=2",
+        f"--output={output}",
+        # No data are needed.
+        bindings=["words/Vocabulary.size = 900", "Data.directory = 'none'"],
+    )
+    report = strict(output.read_text())
+    assert report["shape"] == [1, 2, 8, 16, 900]  # of eight devices
+    chunked, whole = (report["forms"][name] for name in ("in chunks", "whole logits"))
+    assert chunked["memory"]["arguments"] == whole["memory"]["arguments"]
+    assert whole["memory"]["temporary"] >= 16 * 900 * 4
+    assert all(0 < one["least"] <= one["median"] <= one["most"] for one in spreads(report))
+    assert "on one device: 16 tokens of size 16" in capsys.readouterr().out
+
+
 def test_search(trained, tmp_path, capsys):
     output = tmp_path / "search.json"
     call(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -23,6 +24,7 @@ from absl.testing import flagsaver
 from bidi import config, distributed, experiment
 from bidi.config import ConfigError
 from bidi.data.prepare import prepare
+from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError
 from tests import two_processes
@@ -38,7 +40,30 @@ from bidi import distributed, train, verb
 distributed._HEARTBEAT_SECONDS = 10
 verb.run("bidi.train", train.main, processes=True)
 """
+# The second process has no room for the second checkpoint, and for the third less than it thought.
+FAILING = """
+import pathlib, shutil
+import grain, jax
+usage, save, calls = shutil.disk_usage, grain.checkpoint.CheckpointHandler.save, []
+
+def disk_usage(path):
+    calls.append(path)
+    if jax.process_index() == 1 and len(calls) == 2:
+        return usage(path)._replace(free=10)
+    return usage(path)
+
+def save_place(self, directory, *arguments, **more):
+    if jax.process_index() == 1 and pathlib.Path(directory).parts[-2].startswith("24"):
+        raise OSError(28, "No space left on device")
+    return save(self, directory, *arguments, **more)
+
+shutil.disk_usage = disk_usage
+grain.checkpoint.CheckpointHandler.save = save_place
+"""
 BINDINGS = [
+    # Masks depend on the partitioner; a small eps would make rounding large.
+    "Transformer.dropout = 0.0",
+    "Optimizer.eps = 0.001",
     f"Training.steps = {STEPS}",
     f"Training.evaluate_every = {SAVED_EVERY}",
     f"Training.checkpoint_every = {SAVED_EVERY}",
@@ -107,15 +132,15 @@ class Two:
 class Training(Two):
     """`python -m bidi.train` in two processes."""
 
-    def __init__(self, tiny, workdir):
+    def __init__(self, tiny, workdir, *flags, before=""):
         self.workdir, port = workdir, free_port()
         super().__init__(
             workdir,
             tiny / "cache",
             [
-                *(sys.executable, "-c", TRAIN),
+                *(sys.executable, "-c", before + TRAIN),
                 *(f"--gin_file={tiny}/tiny.gin", f"--workdir={workdir}"),
-                *(f"--coordinator=127.0.0.1:{port}", "--processes=2"),
+                *(f"--coordinator=127.0.0.1:{port}", "--processes=2", *flags),
             ],
             lambda number: [f"--process={number}"],
         )
@@ -195,6 +220,40 @@ def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, undisturb
     assert f"from step {step}" in run.outputs[0]
     assert rows(run.workdir) == rows(undisturbed)
     assert_trees_equal(saved(run.workdir, STEPS), saved(undisturbed, STEPS))
+
+
+def test_a_divided_state_is_saved_and_restored_by_all_or_by_none(tiny, undisturbed):
+    """Each device has a quarter of the state. All go on without a checkpoint, or all stop."""
+    bindings = ["partitioner=mesh", "on_failed_save=continue"]
+    mesh = [f"--gin.Training.{binding}" for binding in bindings]
+    mesh += ["--gin.Mesh.data=1", "--gin.Mesh.fsdp=4"]
+    run = Training(tiny, tiny / "mesh", *mesh, before=FAILING)
+    codes = run.finish()
+    assert codes[0] != 0, run.outputs
+    assert codes[1] == 1, run.outputs
+    for output in (run.outputs[0], run.outputs[1]):
+        assert "of step 8 cannot" not in output
+    assert "of step 16 cannot be written" in run.outputs[0]
+    assert "by process 1: 10 bytes are left" in run.outputs[0]
+    assert "Going on; the last good checkpoint is step 8" in run.outputs[0]
+    assert "No space left" in run.outputs[1]
+    assert "the last good checkpoint is step 8" in run.outputs[1]
+    assert run.checkpoints() == [8]
+
+    run = Training(tiny, run.workdir, *mesh)
+    assert run.finish() == [0, 0], run.outputs
+    assert "from step 8" in run.outputs[0]
+    assert run.checkpoints()[-2:] == [16, 24]
+    # What Pmap gives, but for rounding.
+    for row, expected in zip(rows(run.workdir), rows(undisturbed), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+    expected = saved(undisturbed, STEPS)
+    assert_trees_close(saved(run.workdir, STEPS)["ema"], expected["ema"], rtol=1e-2, atol=1e-4)
+    # One process, on other devices, searches with it.
+    loaded = experiment.load_run(str(run.workdir), [])
+    generator, step = restore_generator(str(run.workdir), loaded, "latest")
+    assert step == STEPS
+    assert_trees_equal(jax.device_get(generator.params), saved(run.workdir, STEPS)["ema"])
 
 
 def test_the_first_process_writes_for_all(undisturbed):

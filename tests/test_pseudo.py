@@ -25,6 +25,7 @@ from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError, Outcome
+from tests.test_distributed import free_port
 
 RECIPE = """
 Transformer.interaction = 'layers'
@@ -157,7 +158,7 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
         run(*arguments, bindings=["Pseudo.labeller_bindings = ('Training.seed = 5',)"])
 
 
-# Dies while it writes the third shard.
+# Two processes, each of which dies while it writes its second shard.
 KILLED = """
 import sys, time
 from bidi.data import pseudo
@@ -174,11 +175,11 @@ class Writer:
 shards = []
 def record_writer(path, make=label.record_writer):
     shards.append(path)
-    return Writer(path) if len(shards) == 3 else make(path)
+    return Writer(path) if len(shards) == 2 else make(path)
 
 label.record_writer = record_writer
 pseudo.PAIRS_PER_SHARD = 50
-verb.run("bidi.pseudo", pseudo_verb.main)
+verb.run("bidi.pseudo", pseudo_verb.main, processes=True)
 """
 
 
@@ -193,27 +194,37 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
 
     greedy = "--gin.Search.beam_size=1"
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, *arguments("killed"), greedy],
-            env=environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    third = tmp_path / "killed" / "train-00002-of-00004.array_record.tmp"
+    together = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
+    processes = []
+    for number in (0, 1):
+        with (tmp_path / f"log-{number}").open("w") as log:
+            command = [sys.executable, "-c", KILLED, *arguments("killed"), greedy, *together]
+            process = subprocess.Popen(
+                [*command, f"--process={number}"],
+                env=environment, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        processes.append(process)
+    halves = [
+        tmp_path / "killed" / f"train-0000{number}-of-00004.array_record.tmp" for number in (2, 3)
+    ]
     end = time.monotonic() + 300
-    while not (third.exists() and third.read_bytes()):
-        assert process.poll() is None, (tmp_path / "log").read_text()
+    while not all(half.exists() and half.read_bytes() for half in halves):
+        for number, process in enumerate(processes):
+            assert process.poll() is None, (tmp_path / f"log-{number}").read_text()
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
     left = files(tmp_path / "killed")
-    assert len(left) == 4  # two shards, half of a third, what they are
+    assert len(left) == 5  # a shard of each, half of another, what they are
 
     monkeypatch.setattr(pseudo, "PAIRS_PER_SHARD", 50)
     for output in ("killed", "undisturbed"):
         run(*arguments(output), bindings=["Search.beam_size = 1"])
     found, undisturbed = files(tmp_path / "killed"), files(tmp_path / "undisturbed")
-    del left[third.name]
+    for half in halves:
+        del left[half.name]
     assert left.items() - found.items() == {("manifest.json", left["manifest.json"])}
     manifests = [json.loads(one.pop("manifest.json")) for one in (found, undisturbed)]
     assert manifests[0]["splits"] == manifests[1]["splits"]

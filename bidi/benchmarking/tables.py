@@ -73,6 +73,27 @@ def print_article(report: dict[str, Any], console: rich.console.Console) -> None
     console.print(table)
 
 
+def print_loss(report: dict[str, Any], console: rich.console.Console) -> None:
+    """A report of `losses.measure`."""
+    rows, ways, steps, size, vocabulary = report["shape"]
+    table = _table(
+        f"The loss and its gradient on one device: {rows * ways * steps:,} tokens of size {size} "
+        f"({report['dtype']}), vocabulary {vocabulary:,}",
+        *("ms", "least .. most", "temporary, MB", "read, MB", "compiled, s"),
+    )
+    for name, form in report["forms"].items():
+        time, memory = form["milliseconds"], form["memory"]
+        table.add_row(
+            name,
+            f"{time.median:,.1f}",
+            f"{time.least:,.1f} .. {time.most:,.1f}",
+            *(_megabytes(memory[part]) for part in ("temporary", "arguments")),
+            f"{form['compile_seconds']:.1f}",
+        )
+    console.print(table)
+    console.print(f"time in chunks / with whole logits: {report['ratio']:.3f}", soft_wrap=True)
+
+
 def _print_alone(rows: list[dict[str, Any]], console: rich.console.Console) -> None:
     headings = ("ms/sentence", "least .. most", "tokens/s", "of L2R's speed", "compiled, s")
     table = _table("Search, one sentence at a time", *headings)

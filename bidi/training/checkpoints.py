@@ -30,6 +30,10 @@ class FailedSaveError(RuntimeError):
     """A checkpoint cannot be written; those before it stand."""
 
 
+class NoRoomError(FailedSaveError):
+    """Before anything of it was written; each of several processes knows."""
+
+
 class UnreadableError(RuntimeError):
     """There are checkpoints, and none can be read."""
 
@@ -81,10 +85,12 @@ class Checkpoints:
             loss: on the validation split at this very step, or None.
 
         Raises:
+            NoRoomError: of several processes one sees that it cannot be written.
             FailedSaveError: it cannot be written; what there is of it is removed.
         """
         self._saving = int(state.step)
         items = _items(state)
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         sums = {name: int(checksum(item)) for name, item in items.items()}
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(item) for name, item in items.items()},
@@ -94,6 +100,27 @@ class Checkpoints:
         metrics = None if loss is None else {_LOSS: loss}
         with self._removing_what_failed():
             self._manager.save(self._saving, args=arguments, metrics=metrics, force=True)
+
+    def _check_room(self, size: int) -> None:
+        """Of several processes none must begin to write what another cannot: it would wait long."""
+        if jax.process_count() == 1:
+            return
+        failure, probe = None, self.directory.with_name(f"probe-{jax.process_index()}")
+        try:
+            probe.mkdir(exist_ok=True)
+            free = shutil.disk_usage(probe).free
+            probe.rmdir()
+            if free < size:
+                failure = f"{free:,} bytes are left, and it has {size:,}"
+        except OSError as error:
+            failure = str(error)
+        failures = distributed.allgather(failure)
+        for process, one in enumerate(failures):
+            if one:
+                raise NoRoomError(
+                    f"The checkpoint of step {self._saving} cannot be written to {self.directory} "
+                    f"by process {process}: {one}"
+                )
 
     def wait(self) -> None:
         """Until what is being saved in the background is written.

@@ -35,7 +35,8 @@ class TrainingConfig:
         skip_nonfinite: an update whose loss or gradient is no finite number changes nothing but
             the step, and is counted; the run stops when more than this many come in a row.
         on_failed_save: `stop`, or `continue` without a checkpoint that cannot be written (a full
-            disk). The last checkpoint of a run must be written either way.
+            disk). The last checkpoint of a run must be written either way; and one of several
+            processes that fails in the midst of writing stops them all.
     """
 
     steps: int = 10_000

@@ -34,6 +34,7 @@ from bidi.training.checkpoints import (
     PROCESSES,
     Checkpoints,
     FailedSaveError,
+    NoRoomError,
     ProcessesError,
     UnreadableError,
 )
@@ -254,21 +255,16 @@ class _Run:
             self._attempt(self.checkpoints.wait, goes_on=False)
 
     def _attempt(self, save: Callable[[], None], goes_on: bool) -> None:
-        failure = None
         try:
             save()
         except FailedSaveError as error:
-            failure = str(error)
-        # Where one of several processes failed, all go on or none.
-        failures = [one for one in distributed.allgather(failure) if one]
-        if not failures:
-            return
-        if not goes_on:
-            raise FailedSaveError(
-                f"{failures[0]}. Make room there and say the same command again; "
-                f"{self._last_good()}"
-            )
-        log.error("%s. Going on; %s", failures[0], self._last_good())
+            # In the midst of writing the other processes wait for this one: they end with it.
+            known_to_all = isinstance(error, NoRoomError) or jax.process_count() == 1
+            if not (goes_on and known_to_all):
+                raise FailedSaveError(
+                    f"{error}. Make room there and say the same command again; {self._last_good()}"
+                ) from error
+            log.error("%s. Going on; %s", error, self._last_good())
 
     def _name_suspects(self, suspects: Suspects) -> str:
         """The examples whose loss alone is no finite number, by their sources."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bidi.config import ConfigError
@@ -63,7 +64,7 @@ class Mesh(Partitioner):
                 "those that divide a layer read the same rows, and each process reads its own"
             )
         auto = (jax.sharding.AxisType.Auto,) * len(shape)
-        self.mesh = jax.make_mesh(shape, axes.MESH_AXES, auto, devices=devices)
+        self.mesh = jax.sharding.Mesh(laid_out(devices, shape), axes.MESH_AXES, auto)
         self.leading = (accumulation, -1)
         _check_heads(trainer, tensor)
         self.shardings = jax.tree_util.tree_map_with_path(self._of_leaf, self._abstract_state())
@@ -121,6 +122,20 @@ class Mesh(Partitioner):
                 return step(*arguments)
 
         return on_mesh
+
+
+def laid_out(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices in the shape of a mesh, those that divide a layer in one process.
+
+    Neighbours in a TPU's torus are neighbours in the mesh, as far as that allows.
+    """
+    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    groups = laid.reshape(-1, shape[-1])
+    if any(len({device.process_index for device in group}) > 1 for group in groups):
+        # A host has a square of the torus, not a line. Devices of two would read the same rows, of
+        # which either host has other ones.
+        laid = np.array(sorted(devices, key=lambda device: device.process_index)).reshape(shape)
+    return laid
 
 
 def _check_heads(trainer: Trainer, tensor: int) -> None:

@@ -177,13 +177,14 @@ class TrainMeter:
             return
         step, metrics = self._pending
         self._pending = None
-        metrics = jax.device_get(metrics)
+        # Read where there are any: those of many devices are many.
         suspects = metrics.pop("suspects")
+        metrics = jax.device_get(metrics)
         loss, norm = float(metrics["sums"].loss), float(metrics["gradient_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._skip_or_stop(
                 f"update {step} (from step {step - 1} to {step}): loss {loss}, gradient norm "
-                f"{norm}; {self._name_suspects(suspects)}"
+                f"{norm}; {self._name_suspects(jax.device_get(suspects))}"
             )
             return
         self.skipped_in_a_row = 0

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import subprocess
+import sys
 
 import pytest
 
@@ -30,6 +32,20 @@ def commands(done):
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "slurm.sbatch"])
 def test_bash_can_read_them(script):
     assert subprocess.run(["bash", "-n", f"launch/{script}"], cwd=ROOT, check=False).returncode == 0
+
+
+def test_jaxlib_knows_the_flags_that_are_set():
+    """One that it does not know ends every process at its start."""
+    flags = re.findall(r"--xla_\w+=\w+", (ROOT / "launch/environment.sh").read_text())
+    assert flags
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_tpu_run_from_making_the_machine_to_deleting_it():

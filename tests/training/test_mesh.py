@@ -3,6 +3,8 @@
 Letters: W ways, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from bidi.models.transformer import Transformer
 from bidi.training import chunks
 from bidi.training.checkpoints import Checkpoints
 from bidi.training.config import MeshConfig
-from bidi.training.mesh import Mesh
+from bidi.training.mesh import Mesh, laid_out
 from bidi.training.optimizer import OptimizerConfig
 from bidi.training.partitioner import Pmap
 from bidi.training.step import Trainer
@@ -114,6 +116,31 @@ def test_the_state_is_divided_and_checkpoints_go_anywhere(tmp_path):
         assert int(state.step) == 5
     finally:
         checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a TPU slice, as far as its place goes."""
+
+    id: int
+    coords: tuple[int, int, int]
+    process_index: int
+    device_kind: str
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_those_that_divide_a_layer_are_in_one_process(kind, tensor):
+    """Of a slice of 4 x 4 chips on hosts of 2 x 2."""
+    chips = [
+        Chip(4 * y + x, (x, y, 0), 2 * (y // 2) + x // 2, kind) for y in range(4) for x in range(4)
+    ]
+    laid = laid_out(chips, (16 // tensor, 1, tensor))
+    assert {chip.id for chip in laid.flat} == set(range(16))
+    for group in laid.reshape(-1, tensor):
+        assert len({chip.process_index for chip in group}) == 1
 
 
 @pytest.mark.parametrize(
