@@ -36,7 +36,9 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_TOKENS", 20)
 
 
-def make_trainer(dropout=0.0, model_class=Transformer, partner=GOLD, **config):
+def make_trainer(
+    dropout=0.0, model_class=Transformer, partner=GOLD, prng_impl="threefry2x32", **config
+):
     tiny = {"encoder_layers": 0, "decoder_layers": 1, "model_size": 16, "heads": 8}
     if model_class is Transformer:
         shape = TransformerConfig(
@@ -47,7 +49,14 @@ def make_trainer(dropout=0.0, model_class=Transformer, partner=GOLD, **config):
     else:
         shape = RecurrentConfig(**tiny | {"interaction": "top"} | config, dropout=dropout)
     model = model_class(shape, ways=WAYS, target_vocabulary=VOCABULARY)
-    return Trainer(model, OPTIMIZER.make(), partner, label_smoothing=0.1, ema_decay=0.5)
+    return Trainer(
+        model,
+        OPTIMIZER.make(),
+        partner,
+        label_smoothing=0.1,
+        ema_decay=0.5,
+        prng_impl=prng_impl,
+    )
 
 
 def make_mesh(trainer, shape, accumulation=2, rows=ROWS):
@@ -82,11 +91,11 @@ def test_the_mesh_changes_nothing(shape, alone):
     assert_trees_close(jax.device_get(state), alone[0], rtol=2e-3, atol=2e-4)
 
 
-def test_dropout_does_not_depend_on_the_mesh(alone):
+@pytest.mark.parametrize("prng_impl", ["threefry2x32", "rbg"])
+def test_dropout_does_not_depend_on_the_mesh(prng_impl, alone):
     """Draws are those of the whole batch, wherever its rows are."""
-    results = [
-        train(make_mesh(make_trainer(dropout=0.3), shape), 2) for shape in [(8, 1, 1), (2, 2, 2)]
-    ]
+    trainer = make_trainer(dropout=0.3, prng_impl=prng_impl)
+    results = [train(make_mesh(trainer, shape), 2) for shape in [(8, 1, 1), (2, 2, 2)]]
     assert_trees_close(*(jax.device_get(state) for state, _ in results), rtol=1e-3, atol=1e-4)
     assert abs(results[0][1][0] - alone[1][0]) > 0.01
 
