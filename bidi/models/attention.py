@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bidi.models.axes import constrain
 from bidi.models.dense import Dense
+from bidi.models.dropout import Dropout
 
 FusionName = Literal["tanh", "linear", "gate", "concat"]
 
@@ -124,7 +125,7 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(self, history_TD: jax.Array, future_TD: jax.Array) -> jax.Array:
         """Both [..., D] -> [..., D]."""
-        future_TD = nn.Dropout(self.dropout, deterministic=not self.train)(future_TD)
+        future_TD = Dropout(self.dropout, deterministic=not self.train)(future_TD)
         if self.kind == "tanh":
             return history_TD + self.weight * jnp.tanh(future_TD)
         if self.kind == "linear":

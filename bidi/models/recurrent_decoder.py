@@ -27,6 +27,7 @@ from bidi.models.decoder import (
     write,
 )
 from bidi.models.dense import Dense
+from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         self.modulations = [modulation() for _ in range(config.decoder_layers + 1)]
         self.normalise = nn.LayerNorm(use_scale=False, use_bias=False)
         self.layers = [per_way(LSTM, own=True)(size) for _ in range(config.decoder_layers)]
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.source_attention = SourceAttention(
             size, config.heads, self.ways, own=True, dtype=jnp.dtype("float32")
         )
