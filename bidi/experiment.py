@@ -99,6 +99,7 @@ class Experiment:
             label_smoothing=self.training.label_smoothing,
             ema_decay=self.training.ema_decay,
             skip_nonfinite=self.training.skip_nonfinite > 0,
+            prng_impl=self.training.prng_impl,
         )
 
     def make_partitioner(

@@ -216,6 +216,7 @@ def test_what_changes_no_update_may_change(tiny, finished, caplog):
         "Training.evaluate_every = 10",
         "Training.checkpoint_every = 20",
         "Training.keep_checkpoints = 1",
+        "Training.prng_impl = 'rbg'",
         "Search.alpha = 0.0",
         f"Data.directory = '{finished.with_name('moved')}'",
     ]

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # `name = type opcode(operands), attributes`
 _NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -25,6 +25,9 @@ _FREE = {
     *("partition-id", "replica-id", "while", "conditional", "call", "optimization-barrier"),
 }
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+# TPUs let a collective go on while other fusions compute: each of these names it, and so does the
+# one that waits for it. What it is, the first one says.
+_BEGINS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
 # They read of their first operand what they give back.
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start"}
 COLLECTIVES = (
@@ -159,6 +162,13 @@ class _Computation:
         found = (one for one in self.instructions.values() if one.opcode == "parameter")
         return {int(one.operands[0]): one.name for one in found}
 
+    def holds(self, target: str) -> bool:
+        """Whether there is a custom call of this target."""
+        return any(
+            one.opcode == "custom-call" and f'"{target}"' in one.rest
+            for one in self.instructions.values()
+        )
+
     @functools.cached_property
     def users(self) -> dict[str, list[_Instruction]]:
         users: dict[str, list[_Instruction]] = {name: [] for name in self.instructions}
@@ -172,6 +182,7 @@ class _Program:
     def __init__(self, text: str, devices: int, open_rounds: float):
         self._devices, self._open_rounds = devices, open_rounds
         self._computations, entry = _parse(text)
+        self._carried = _carried(self._computations.values())
         self._of = functools.cache(self._work_of)
         self.work = self._of(entry, False)
 
@@ -190,7 +201,7 @@ class _Program:
             product = _dot_flops if one.opcode == "dot" else _convolution_flops
             flops = product(one, lhs, rhs)
         kind = one.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
+        if kind in COLLECTIVES and one.name not in self._carried:
             collectives[kind] = self._collective(computation, one, kind)
         moved = 0 if fused else self._bytes(computation, one)
         return Work(flops, moved, collectives)
@@ -229,7 +240,23 @@ class _Program:
             return None
         operands = [condition.instructions.get(operand) for operand in root.operands]
         limits = [one for one in operands if one is not None and one.opcode == "constant"]
-        return int(limits[0].operands[0]) if len(limits) == 1 else None
+        if len(limits) != 1:
+            return None
+        places = [re.search(r"index=(\d+)", one.rest) for one in operands if one is not None]
+        step = max((self._step(loop, int(place[1])) for place in places if place), default=1)
+        return math.ceil(int(limits[0].operands[0]) / step)
+
+    def _step(self, loop: _Instruction, place: int) -> int:
+        """What a loop adds to its counter: more than 1 where XLA has made of two rounds one."""
+        name = re.search(r"body=%?([\w.\-]+)", loop.rest)
+        assert name is not None, loop.rest
+        body = self._computations[name[1]]
+        added = body.instructions.get(body.instructions[body.root].operands[place])
+        if added is None or added.opcode != "add":
+            return 1
+        operands = [body.instructions.get(operand) for operand in added.operands]
+        steps = [int(o.operands[0]) for o in operands if o is not None and o.opcode == "constant"]
+        return steps[0] if steps else 1
 
     def _collective(self, computation: _Computation, one: _Instruction, kind: str) -> Collective:
         size = _group_size(one.rest, self._devices)
@@ -273,6 +300,13 @@ class _Program:
 
     def _fusion_bytes(self, computation: _Computation, one: _Instruction) -> float:
         inner = self._computations[one.called[0]]
+        if inner.holds(_ENDS):
+            return 0
+        if inner.holds(_BEGINS):
+            begun = [each for each in inner.instructions.values() if each.opcode in COLLECTIVES]
+            return sum(array.bytes for each in begun for array in each.arrays) + sum(
+                _bytes_of(inner, operand) for each in begun for operand in each.operands
+            )
         total = 0.0
         for place, operand in enumerate(one.operands):
             from_main = sum(array.main_bytes for array in _arrays(computation, operand))
@@ -297,6 +331,8 @@ class _Program:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
                 pass  # stays as it is but for the update
+            elif user.opcode == "tuple" or user.name in self._carried:
+                pass  # goes through as it is
             elif user.opcode == "bitcast":
                 total += self._read_of(computation, user.name)
             elif user.opcode == "fusion":
@@ -309,11 +345,31 @@ class _Program:
 
     def _written_of(self, computation: _Computation, one: _Instruction) -> float:
         """Bytes that a fusion writes of one result: an update in place writes the update alone."""
+        if one.opcode == "parameter" or one.name in self._carried:
+            return 0
         while one.opcode == "bitcast" and one.operands[0] in computation.instructions:
             one = computation.instructions[one.operands[0]]
         if one.opcode == "dynamic-update-slice":
             return _bytes_of(computation, one.operands[1])
         return sum(array.bytes for array in one.arrays)
+
+
+def _carried(computations: Iterable[_Computation]) -> set[str]:
+    """Names of the instructions that stand for a collective begun elsewhere."""
+    by_channel: dict[str, list[tuple[str, bool]]] = {}
+    for computation in computations:
+        begins = computation.holds(_BEGINS)
+        for one in computation.instructions.values():
+            channel = re.search(r"channel_id=(\d+)", one.rest)
+            if channel and one.opcode in COLLECTIVES:
+                by_channel.setdefault(channel[1], []).append((one.name, begins))
+    return {
+        name
+        for named in by_channel.values()
+        if any(begins for _, begins in named)
+        for name, begins in named
+        if not begins
+    }
 
 
 def _size(work: Work) -> tuple[float, float]:
@@ -376,6 +432,13 @@ def _group_size(attributes: str, devices: int) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return len(_integers(listed[1]))
+    # mesh['a'=2,'b'=8] {'b'}: along which axes
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if meshed:
+        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", meshed[1])}
+        # 'b':(1)4 is a part of b, four long
+        named = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", meshed[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in named)
     # [groups, size]<=[...], numbered in the order of the devices
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
     return int(counted[1]) if counted else devices

@@ -170,8 +170,8 @@ def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "main memory traffic, MB", _megabytes(work["bytes"])
     for kind, collective in work["collectives"].items():
         yield f"{kind}: how many", f"{collective['count']:,.0f}"
-        yield "  of arrays of, MB", _megabytes(collective["bytes"])
-        yield "  sent, MB", _megabytes(collective["sent"])
+        yield f"{kind}: of arrays of, MB", _megabytes(collective["bytes"])
+        yield f"{kind}: sent, MB", _megabytes(collective["sent"])
     for limit in ("compute", "memory", "interconnect"):
         yield f"ms at least by {limit}", f"{1000 * roofline[limit]:,.3f}"
     yield "bound by", roofline["bound"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bidi.models.axes import constrain
 from bidi.models.dense import Dense
+from bidi.models.dropout import Dropout
 
 FusionName = Literal["tanh", "linear", "gate", "concat"]
 
@@ -29,10 +30,35 @@ def attend(q_NHTE: jax.Array, k_NHES: jax.Array, v_NHSE: jax.Array, mask: jax.Ar
         [N, H, T, E]; exactly zero for a query that sees nothing.
     """
     logits_NHTS = jnp.einsum("...te,...es->...ts", q_NHTE * q_NHTE.shape[-1] ** -0.5, k_NHES)
-    logits_NHTS = jnp.where(mask, logits_NHTS.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    return jnp.einsum("...ts,...se->...te", masked_softmax(logits_NHTS, mask), v_NHSE)
+
+
+@jax.custom_vjp
+def masked_softmax(logits_NHTS: jax.Array, mask: jax.Array) -> jax.Array:
+    """The softmax over S, computed in float32, of the dtype of the logits; 0 where masked.
+
+    For the gradient it keeps what it returns, which the product with the values keeps anyway. JAX
+    would keep the float32 weights beside it, which are most of what attention moves in bfloat16.
+    """
+    logits_NHTS, dtype = logits_NHTS.astype(jnp.float32), logits_NHTS.dtype
+    logits_NHTS = jnp.where(mask, logits_NHTS, jnp.finfo(jnp.float32).min)
     # Where all is masked the softmax is uniform: the second `where` makes it nothing.
-    weights_NHTS = jnp.where(mask, jax.nn.softmax(logits_NHTS, axis=-1), 0.0)
-    return jnp.einsum("...ts,...se->...te", weights_NHTS.astype(v_NHSE.dtype), v_NHSE)
+    return jnp.where(mask, jax.nn.softmax(logits_NHTS, axis=-1), 0.0).astype(dtype)
+
+
+def _forward(logits_NHTS: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights_NHTS = masked_softmax(logits_NHTS, mask)
+    return weights_NHTS, weights_NHTS
+
+
+def _backward(weights_NHTS: jax.Array, cotangent_NHTS: jax.Array) -> tuple[jax.Array, None]:
+    cotangent_NHTS = cotangent_NHTS.astype(jnp.float32)
+    weighted_NHTS = weights_NHTS * cotangent_NHTS
+    gradient_NHTS = weighted_NHTS - weights_NHTS * weighted_NHTS.sum(axis=-1, keepdims=True)
+    return gradient_NHTS.astype(weights_NHTS.dtype), None
+
+
+masked_softmax.defvjp(_forward, _backward)
 
 
 def attend_both(
@@ -124,7 +150,7 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(self, history_TD: jax.Array, future_TD: jax.Array) -> jax.Array:
         """Both [..., D] -> [..., D]."""
-        future_TD = nn.Dropout(self.dropout, deterministic=not self.train)(future_TD)
+        future_TD = Dropout(self.dropout, deterministic=not self.train)(future_TD)
         if self.kind == "tanh":
             return history_TD + self.weight * jnp.tanh(future_TD)
         if self.kind == "linear":

@@ -89,5 +89,10 @@ def row_shards() -> int:
     return math.prod(sizes[axis] for axis in RULES["rows"])
 
 
+def layer_shards() -> int:
+    """Into how many shares a layer's heads and features are divided."""
+    return jax.sharding.get_abstract_mesh().shape["tensor"] if _on_mesh() else 1
+
+
 def _on_mesh() -> bool:
     return jax.sharding.get_abstract_mesh().axis_names == MESH_AXES

@@ -20,7 +20,7 @@ from bidi.models.attention import (
     split_keys,
 )
 from bidi.models.config import TransformerConfig
-from bidi.models.dense import Dense
+from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
 from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way, run_layer
 
@@ -58,14 +58,14 @@ def own_streams(x_BPWT: jax.Array) -> jax.Array:
 
 
 def read_streams(
-    qkv: jax.Array, heads: int, cache: Cache | None, call: Call
+    qkv: list[jax.Array], heads: int, cache: Cache | None, call: Call
 ) -> tuple[jax.Array, jax.Array, Cache | None]:
     """What each stream reads of itself and of the other, both [B, P, W, T, D], and the cache.
 
-    The second is zero where the streams do not read each other. `qkv` is [B, P, W, T, 3D]; with a
+    The second is zero where the streams do not read each other. `qkv` are [B, P, W, T, D]; with a
     cache T is 1, and what was written at former steps is read with it.
     """
-    q, k, v = jnp.split(qkv, 3, axis=-1)
+    q, k, v = qkv
     q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
     if cache is not None and call.step_B is not None:
         cache = write(cache, k, v, call.step_B)
@@ -159,8 +159,8 @@ class SelfAttention(nn.Module):
         self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
     ) -> tuple[jax.Array, Cache | None]:
         config, dtype = self.config, x_BPWTD.dtype
-        dense = per_way(Dense, config.own_decoders)
-        qkv = dense(3 * config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
+        dense, projections = (per_way(m, config.own_decoders) for m in (Dense, Projections))
+        qkv = projections(3, config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
         history, future, cache = read_streams(qkv, config.heads, cache, call)
         if config.interaction == "layers":
             history = make_fusion(config, call.train)(history, future)
@@ -180,8 +180,8 @@ class TopInteraction(nn.Module):
         self, x_BPWTD: jax.Array, cache: Cache | None, call: Call
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
-        dense = per_way(Dense, config.own_decoders)
-        qkv = dense(3 * config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
+        projections = per_way(Projections, config.own_decoders)
+        qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
         _, future, cache = read_streams(qkv, config.heads, cache, call)
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
@@ -208,23 +208,21 @@ class SourceAttention(nn.Module):
     def setup(self):
         self.q = per_way(Dense, self.own)(self.size, dtype=self.dtype)
         self.out = per_way(Dense, self.own)(self.size, dtype=self.dtype)
-        dense = Dense
+        projections = Projections
         if self.own:
-            dense = nn.vmap(
-                Dense,
+            projections = nn.vmap(
+                Projections,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=None,
                 out_axes=1,
                 axis_size=self.ways,
             )
-        self.kv = dense(2 * self.size, dtype=self.dtype)
+        self.kv = projections(2, self.size, dtype=self.dtype)
 
     def project(self, encoded_BSD: jax.Array) -> KeysValues:
         """Keys [B, G, H, E, S] and values [B, G, H, S, E] of each decoder."""
-        kv = self.kv(encoded_BSD)
-        kv_BGSD = kv if self.own else kv[:, None]
-        keys, values = jnp.split(kv_BGSD, 2, axis=-1)
+        keys, values = (x if self.own else x[:, None] for x in self.kv(encoded_BSD))
         return split_keys(keys, self.heads), split_heads(values, self.heads)
 
     def read(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:

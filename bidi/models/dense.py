@@ -1,12 +1,15 @@
 """Dense layers, and their gradient without transposed copies.
 
-Letters: N any leading axes as one, D input features, F output features.
+Letters: N any leading axes as one, D input features, F output features, Q layers in one.
 """
 
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+from bidi.models.axes import constrain, layer_shards
 
 
 @jax.custom_vjp
@@ -44,3 +47,36 @@ class Dense(nn.Dense):
     """`nn.Dense` by `matrix_product`."""
 
     dot_general: Any = _dot_general
+
+
+class Projections(nn.Module):
+    """Several dense layers of one input as one product, whose results are divided by heads.
+
+    Where a mesh divides layers, a device has the kernel's columns as they lie, all of them of one
+    or two layers; for the product it takes its share of every layer's. Kernels are smaller than
+    what they are multiplied with.
+
+    Attributes:
+        layers: Q.
+        size: F, of each.
+        dtype: of the product.
+    """
+
+    layers: int
+    size: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """[..., D] -> of each layer [..., F]; parameters are those of one `Dense`, [D, Q * F]."""
+        features, leading = self.layers * self.size, (1,) * (x.ndim - 1)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if layer_shards() == 1:
+            y = _dot_general(x, kernel) + bias.reshape(*leading, -1)
+            return jnp.split(y, self.layers, axis=-1)
+        kernel_DQF = constrain(kernel.reshape(-1, self.layers, self.size), None, None, "heads")
+        bias_QF = constrain(bias.reshape(self.layers, self.size), None, "heads")
+        y = jnp.einsum("...d,dqf->...qf", x, kernel_DQF) + bias_QF.reshape(*leading, *bias_QF.shape)
+        return [y[..., layer, :] for layer in range(self.layers)]

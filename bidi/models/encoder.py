@@ -5,11 +5,10 @@ Letters: B batch, S source steps, D model.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bidi.models.attention import attend, merge_heads, source_mask, split_heads, split_keys
 from bidi.models.config import TransformerConfig
-from bidi.models.dense import Dense
+from bidi.models.dense import Dense, Projections
 from bidi.models.sublayers import FeedForward, Residual, run_layer
 
 
@@ -23,8 +22,8 @@ class EncoderLayer(nn.Module):
         config = self.config
 
         def self_attention(y_BSD: jax.Array) -> jax.Array:
-            qkv_BSD = Dense(3 * config.model_size, dtype=y_BSD.dtype, name="qkv")(y_BSD)
-            q_BSD, k_BSD, v_BSD = jnp.split(qkv_BSD, 3, axis=-1)
+            project = Projections(3, config.model_size, dtype=y_BSD.dtype, name="qkv")
+            q_BSD, k_BSD, v_BSD = project(y_BSD)
             keys_BHES = split_keys(k_BSD, config.heads)
             q_BHSE, v_BHSE = (split_heads(part, config.heads) for part in (q_BSD, v_BSD))
             read_BSD = merge_heads(attend(q_BHSE, keys_BHES, v_BHSE, mask_B1SS))

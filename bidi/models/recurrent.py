@@ -7,10 +7,10 @@ Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S sour
 steps, D model.
 """
 
-import flax.linen as nn
 import jax
 
 from bidi.models.config import RecurrentConfig
+from bidi.models.dropout import Dropout
 from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent_decoder import Decoder, Encoded
@@ -35,7 +35,7 @@ class Recurrent(Model):
         self.output = self.embedding(self.target_vocabulary)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.ways)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def encode(
         self,

@@ -26,7 +26,8 @@ from bidi.models.decoder import (
     stream_source_mask,
     write,
 )
-from bidi.models.dense import Dense
+from bidi.models.dense import Dense, Projections
+from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
@@ -102,12 +103,12 @@ class Decoder(nn.Module):
         self.modulations = [modulation() for _ in range(config.decoder_layers + 1)]
         self.normalise = nn.LayerNorm(use_scale=False, use_bias=False)
         self.layers = [per_way(LSTM, own=True)(size) for _ in range(config.decoder_layers)]
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.source_attention = SourceAttention(
             size, config.heads, self.ways, own=True, dtype=jnp.dtype("float32")
         )
         if config.interaction == "top":
-            self.qkv = per_way(Dense, own=True)(3 * size)
+            self.qkv = per_way(Projections, own=True)(3, size)
         self.out = per_way(Dense, own=True)(size)
 
     def encode(self, encoded_BSD: jax.Array, segments_BS: jax.Array, examples: int) -> Encoded:
@@ -209,7 +210,7 @@ class Decoder(nn.Module):
         return constrain(self.normalise(x_D) * (1 + scale_D) + shift_D, "rows")
 
     def _queries_keys_values(self, x_BPWTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = jnp.split(self.qkv(x_BPWTD), 3, axis=-1)
+        q, k, v = self.qkv(x_BPWTD)
         heads = self.config.heads
         return split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
 

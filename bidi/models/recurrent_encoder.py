@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bidi.models.axes import constrain
 from bidi.models.config import RecurrentConfig
+from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
 from bidi.models.sublayers import per_way
 
@@ -29,7 +30,7 @@ class Encoder(nn.Module):
             states, _ = lstm(_both_ways(x_BSD), begins_B12S, None)
             forward, backward = states[:, 0, 0], jnp.flip(states[:, 0, 1], axis=1)
             x_BSD = constrain(jnp.concatenate([forward, backward], axis=-1), "rows")
-            x_BSD = nn.Dropout(config.dropout, deterministic=not train)(x_BSD)
+            x_BSD = Dropout(config.dropout, deterministic=not train)(x_BSD)
         return x_BSD
 
 

@@ -14,6 +14,7 @@ from bidi.models.attention import Fusion
 from bidi.models.axes import constrain
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
+from bidi.models.dropout import Dropout
 
 
 def per_way(module: type[nn.Module], own: bool) -> type[nn.Module]:
@@ -63,7 +64,7 @@ class Residual:
     ) -> jax.Array:
         """`sublayer` maps [..., T, D] to [..., T, D]; `norm` names its normalisation."""
         normalise = per_way(nn.LayerNorm, self.own)(dtype=x_TD.dtype, name=norm)
-        drop = nn.Dropout(self.config.dropout, deterministic=not self.train)
+        drop = Dropout(self.config.dropout, deterministic=not self.train)
         if self.config.norm == "pre":
             return constrain(x_TD + drop(sublayer(normalise(x_TD))), "rows")
         return constrain(normalise(x_TD + drop(sublayer(x_TD))), "rows")

@@ -19,6 +19,7 @@ from bidi.models.decoder import (
     own_streams,
     stream_source_mask,
 )
+from bidi.models.dropout import Dropout
 from bidi.models.encoder import Encoder
 from bidi.models.model import Cache, Model
 from bidi.models.sublayers import sinusoidal_positions
@@ -58,7 +59,7 @@ class Transformer(Model):
             self.output = self.embedding(self.target_vocabulary)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.ways)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def encode(
         self,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from bidi import distributed
-from bidi.files import absolute, matching, move_directory, remove
+from bidi.files import absolute, in_bucket, matching, move_directory, remove
 from bidi.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Checkpoints:
 
     def _check_room(self, size: int) -> None:
         """Of several processes none must begin to write what another cannot: it would wait long."""
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or in_bucket(self.directory):  # which has room
             return
         failure, probe = None, self.directory.with_name(f"probe-{jax.process_index()}")
         try:

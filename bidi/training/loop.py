@@ -63,6 +63,7 @@ _FREE_TRAINING = (
     "checkpoint_every",
     "log_every",
     "keep_checkpoints",
+    "prng_impl",
     "partitioner",
     "skip_nonfinite",
     "on_failed_save",

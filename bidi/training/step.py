@@ -64,6 +64,7 @@ class Trainer:
         ema_decay: of the moving average; 0 keeps none.
         skip_nonfinite: whether an update whose loss or gradient is no finite number changes nothing
             but the step.
+        prng_impl: what draws an update's random bits, see `TrainingConfig`.
     """
 
     model: Model
@@ -72,6 +73,7 @@ class Trainer:
     label_smoothing: float
     ema_decay: float
     skip_nonfinite: bool = False
+    prng_impl: str = "threefry2x32"
 
     def init(self, rng: jax.Array, batch: Batch) -> TrainState:
         """Fresh parameters; of `batch` only shapes count."""
@@ -97,7 +99,7 @@ class Trainer:
         Args:
             state: the state before it.
             batches: batch dicts stacked on a leading axis: microbatches whose gradients are added.
-            rng: the run's key; the update's own is made of it and `state.step`.
+            rng: the run's key, threefry2x32; the update's own is made of it and `state.step`.
             axis: name of the mapped axis over which devices add up, if any.
 
         Returns:
@@ -111,7 +113,7 @@ class Trainer:
         def add_microbatch(total, numbered_batch):
             number, batch = numbered_batch
             gradient_of = jax.value_and_grad(self._loss, has_aux=True)
-            update = Update(jax.random.fold_in(rng, number), state.step)
+            update = Update(self._drawing(jax.random.fold_in(rng, number)), state.step)
             (_, (sums, suspects)), gradient = gradient_of(state.params, batch, update)
             added = sums, constrain_like_parameters(gradient)
             return jax.tree.map(jnp.add, total, added), suspects
@@ -174,6 +176,13 @@ class Trainer:
         return self.model.apply(
             {"params": params}, batch, train=train, rngs=rngs, method="unprojected"
         )
+
+    def _drawing(self, rng: jax.Array) -> jax.Array:
+        """The key by which random bits are drawn, made of a threefry2x32 key."""
+        if self.prng_impl == "threefry2x32":
+            return rng
+        data = jax.random.key_data(jax.random.split(rng))
+        return jax.random.wrap_key_data(data.reshape(-1), impl=self.prng_impl)
 
     def _average(self, ema: dict | None, params: dict, step: jax.Array) -> dict | None:
         if ema is None:

@@ -87,6 +87,64 @@ def test_loops_that_end_by_the_data_go_round_as_often_as_said():
     assert hlo.work(known, 8).collectives["all-gather"].count == 5
 
 
+def test_rounds_that_are_two_in_one_are_counted_once():
+    counted = TEXT.replace(
+        "  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) tuple(%i, %x)",
+        "  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)\n"
+        "  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[4,16,8]{2,1,0}) tuple(%next, %x)",
+    )
+    assert counted != TEXT
+    assert hlo.work(counted, 8).collectives["all-gather"].count == 2
+    odd = counted.replace("constant(4)", "constant(5)")
+    assert hlo.work(odd, 8).collectives["all-gather"].count == 3
+
+
+ASYNC = """
+HloModule jit_step, is_scheduled=true
+
+%begin (p.1: bf16[8,4]) -> (bf16[8,4], bf16[8,32], u32[]) {
+  %p.1 = bf16[8,4]{1,0} parameter(0)
+  %gather.1 = bf16[8,32]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %begun = (bf16[8,4]{1,0}, bf16[8,32]{1,0}, u32[]{:S(2)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion (p.2: bf16[8,4], p.3: bf16[8,32], p.4: f32[64]) -> (f32[64], bf16[8,32], bf16[8,32]) {
+  %p.2 = bf16[8,4]{1,0} parameter(0)
+  %p.3 = bf16[8,32]{1,0} parameter(1)
+  %p.4 = f32[64]{0} parameter(2)
+  %gather.2 = bf16[8,32]{1,0} all-gather(%p.2), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
+  %twice = f32[64]{0} add(%p.4, %p.4)
+  ROOT %tuple.2 = (f32[64]{0}, bf16[8,32]{1,0}, bf16[8,32]{1,0}) tuple(%twice, %p.3, %gather.2)
+}
+
+%end (p.5: bf16[8,4], p.6: bf16[8,32]) -> bf16[8,32] {
+  %p.5 = bf16[8,4]{1,0} parameter(0)
+  %p.6 = bf16[8,32]{1,0} parameter(1)
+  %gather.3 = bf16[8,32]{1,0} all-gather(%p.5), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %ended = bf16[8,32]{1,0} custom-call(%gather.3, %p.6), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x.1: bf16[8,4], y.1: f32[64]) -> bf16[8,32] {
+  %x.1 = bf16[8,4]{1,0} parameter(0)
+  %y.1 = f32[64]{0} parameter(1)
+  %start = (bf16[8,4]{1,0}, bf16[8,32]{1,0}, u32[]{:S(2)}) fusion(%x.1), kind=kCustom, calls=%begin
+  %shard = bf16[8,4]{1,0} get-tuple-element(%start), index=0
+  %room = bf16[8,32]{1,0} get-tuple-element(%start), index=1
+  %meanwhile = (f32[64]{0}, bf16[8,32]{1,0}, bf16[8,32]{1,0}) fusion(%shard, %room, %y.1), kind=kCustom, calls=%async_collective_fusion
+  %there = bf16[8,32]{1,0} get-tuple-element(%meanwhile), index=2
+  ROOT %done = bf16[8,32]{1,0} fusion(%shard, %there), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_beside_other_fusions_is_counted_once():
+    work = hlo.work(ASYNC, 8)
+    gathered = 8 * 32 * 2
+    assert work.collectives == {"all-gather": hlo.Collective(1, gathered, gathered * 7 / 8)}
+    # The share is read and the whole written; what is computed meanwhile reads and writes its own.
+    assert work.bytes == gathered / 8 + gathered + 2 * 64 * 4
+
+
 @pytest.mark.parametrize(
     ("attributes", "size"),
     [
@@ -94,6 +152,9 @@ def test_loops_that_end_by_the_data_go_round_as_often_as_said():
         ("replica_groups=[1,8]<=[8]", 8),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
         ("replica_groups={}", 8),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1':(1)2}", 4),
     ],
 )
 def test_group_sizes(attributes, size):

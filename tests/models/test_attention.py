@@ -4,6 +4,7 @@ B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E h
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from bidi.models.attention import (
     attend_both,
     both_mask,
     history_mask,
+    masked_softmax,
     merge_heads,
     source_mask,
     split_heads,
@@ -50,6 +52,29 @@ def test_attend_is_its_definition(mask_B1TS):
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
     sees_nothing = ~np.broadcast_to(mask_B1TS, (2, 2, 3, 5)).any(axis=-1)
     assert (found[sees_nothing] == 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_the_gradient_of_the_softmax_is_that_of_jax(dtype, tolerance):
+    logits, weights = normal(2, 3, 5).astype(dtype), normal(2, 3, 5, seed=1)
+    mask = normal(2, 3, 5, seed=2) > 0
+    mask[0, 1] = False
+
+    def plain(logits):
+        found = jax.nn.softmax(logits.astype("float32"), axis=-1, where=mask)
+        return jnp.where(mask, found, 0.0).astype(dtype)
+
+    found, expected = (
+        quick_jit(jax.value_and_grad(lambda x, f=f: (f(x).astype("float32") * weights).sum()))(
+            logits
+        )
+        for f in (lambda x: masked_softmax(x, mask), plain)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
+    gradients = [np.asarray(one[1], np.float32) for one in (found, expected)]
+    np.testing.assert_allclose(*gradients, atol=tolerance)
+    assert (gradients[0][~mask] == 0).all()
+    assert abs(gradients[0]).max() > 0.1
 
 
 def test_gradients_are_finite_where_nothing_is_seen():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidi.models.dense import Dense
+from bidi.models.dense import Dense, Projections
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
@@ -35,3 +35,11 @@ def test_the_kernels_gradient_needs_no_transposition():
         Dense(7).init(jax.random.key(0), jnp.ones((3, 5))), jnp.ones((3, 5))
     )
     assert "transpose" not in str(program)
+
+
+def test_projections_are_one_layer_with_its_results_apart():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("f4")
+    found, params = Projections(3, 4).init_with_output(jax.random.key(1), x)
+    expected, one = Dense(12).init_with_output(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, params, one)
+    np.testing.assert_array_equal(np.concatenate(found, axis=-1), expected)

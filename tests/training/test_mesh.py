@@ -12,6 +12,7 @@ import pytest
 from bidi.config import ConfigError
 from bidi.data.partner import GOLD, Partner
 from bidi.models.config import RecurrentConfig, TransformerConfig
+from bidi.models.dropout import Dropout
 from bidi.models.recurrent import Recurrent
 from bidi.models.transformer import Transformer
 from bidi.training import chunks
@@ -38,7 +39,9 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_TOKENS", 20)
 
 
-def make_trainer(dropout=0.0, model_class=Transformer, partner=GOLD, **config):
+def make_trainer(
+    dropout=0.0, model_class=Transformer, partner=GOLD, prng_impl="threefry2x32", **config
+):
     tiny = {"encoder_layers": 0, "decoder_layers": 1, "model_size": 16, "heads": 8}
     if model_class is Transformer:
         shape = TransformerConfig(
@@ -49,7 +52,14 @@ def make_trainer(dropout=0.0, model_class=Transformer, partner=GOLD, **config):
     else:
         shape = RecurrentConfig(**tiny | {"interaction": "top"} | config, dropout=dropout)
     model = model_class(shape, ways=WAYS, target_vocabulary=VOCABULARY)
-    return Trainer(model, OPTIMIZER.make(), partner, label_smoothing=0.1, ema_decay=0.5)
+    return Trainer(
+        model,
+        OPTIMIZER.make(),
+        partner,
+        label_smoothing=0.1,
+        ema_decay=0.5,
+        prng_impl=prng_impl,
+    )
 
 
 def make_mesh(trainer, shape, accumulation=2, rows=ROWS):
@@ -85,12 +95,32 @@ def test_the_mesh_changes_nothing(shape, alone):
 
 
 def test_dropout_does_not_depend_on_the_mesh(alone):
-    """Draws are those of the whole batch, wherever its rows are."""
+    """Threefry draws for the whole batch, wherever its rows are."""
     results = [
         train(make_mesh(make_trainer(dropout=0.3), shape), 2) for shape in [(8, 1, 1), (2, 2, 2)]
     ]
     assert_trees_close(*(jax.device_get(state) for state, _ in results), rtol=1e-3, atol=1e-4)
     assert abs(results[0][1][0] - alone[1][0]) > 0.01
+
+
+def test_each_share_of_the_rows_draws_its_own_bits_by_rbg(alone):
+    """Rows that are the same have other masks, in one share or two; tensor divides none of them."""
+    mesh = make_mesh(
+        make_trainer(dropout=0.3, prng_impl="rbg", own_decoders=True, remat=True), (2, 2, 2), 1
+    )
+    key = jax.random.key(3, impl="rbg")
+
+    def draw(x):
+        return Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": key})
+
+    kept = jax.jit(mesh._on_mesh(draw))(jax.device_put(np.ones((8, 500), np.float32), mesh._rows))
+    assert {shard.data.shape for shard in kept.addressable_shards} == {(2, 500)}
+    agree = (np.asarray(kept)[:, None] == np.asarray(kept)[None]).mean(axis=-1)
+    np.testing.assert_allclose(agree[~np.eye(8, dtype=bool)], 0.5, atol=0.1)
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    _, losses = train(mesh, 1)
+    assert np.isfinite(losses).all()
+    assert abs(losses[0] - alone[1][0]) > 0.01
 
 
 def test_the_state_is_divided_and_checkpoints_go_anywhere(tmp_path):

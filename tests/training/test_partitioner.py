@@ -29,9 +29,14 @@ OPTIMIZER = OptimizerConfig(0.05, warmup_steps=2, eps=1e-3, weight_decay=0.01, c
 RNG = jax.random.key(7)
 
 
-def make_trainer(model=None):
+def make_trainer(model=None, prng_impl="threefry2x32"):
     return Trainer(
-        model or Bigram(), OPTIMIZER.make(), Partner(), label_smoothing=0.1, ema_decay=0.5
+        model or Bigram(),
+        OPTIMIZER.make(),
+        Partner(),
+        label_smoothing=0.1,
+        ema_decay=0.5,
+        prng_impl=prng_impl,
     )
 
 
@@ -97,7 +102,11 @@ def test_the_real_model_on_eight_devices():
 @pytest.fixture(scope="module")
 def two():
     """Two devices, two microbatches, with dropout."""
-    return Pmap(make_trainer(Bigram(dropout=0.3)), 2, ROWS, devices=2)
+    return make_two("threefry2x32")
+
+
+def make_two(prng_impl):
+    return Pmap(make_trainer(Bigram(dropout=0.3), prng_impl), 2, ROWS, devices=2)
 
 
 def test_the_state_is_updated_in_place_and_stays_everywhere(two, first):
@@ -127,8 +136,11 @@ def test_the_same_updates_are_the_same_bit_for_bit(two, first):
     assert results[0][1] == results[1][1]
 
 
-def test_dropout_differs_by_update_device_and_microbatch(two, first):
+@pytest.mark.parametrize("prng_impl", ["threefry2x32", "rbg"])
+def test_dropout_differs_by_update_device_and_microbatch(prng_impl, first, request):
     """The same rows cost something else wherever they are put: each place has its own masks."""
+    same = prng_impl == "threefry2x32"
+    two = request.getfixturevalue("two") if same else make_two(prng_impl)
     rows, losses = make_batch(1, tokens=[5] * 4), []
     for step in (0, 1):
         for place in range(4):

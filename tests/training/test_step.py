@@ -141,3 +141,33 @@ def test_an_update_without_a_number_changes_nothing_but_the_step_if_skipped(desc
     assert np.isfinite(metrics["sums"].loss)
     assert metrics["suspects"].rows == 0
     assert (newer.params["output"] != new.params["output"]).all()
+
+
+def test_what_draws_the_bits_changes_them_and_nothing_else():
+    states, losses = [], []
+    for dropout in (0.5, 0.0):
+        for prng_impl in ("threefry2x32", "rbg"):
+            trainer = Trainer(
+                Bigram(dropout), optax.sgd(1.0), Partner(), SMOOTHING, 0.0, prng_impl=prng_impl
+            )
+            states.append(jax.jit(trainer.init)(RNG, make_batch(0)))
+            _, metrics = jax.jit(trainer.train_step)(states[-1], stack(make_batch(1)), RNG)
+            losses.append(float(metrics["sums"].loss))
+    for state in states[1:]:
+        assert_trees_equal(state, states[0])
+    assert losses[0] != losses[1]
+    assert losses[2] == losses[3]
+
+
+def test_the_bits_of_rbg_are_independent():
+    """Half of a mask's places agree with another update's, way's or row's, and half are dropped."""
+    trainer = Trainer(Bigram(0.5), optax.sgd(1.0), Partner(), SMOOTHING, 0.0, prng_impl="rbg")
+    masks = np.stack(
+        [
+            jax.random.bernoulli(trainer._drawing(jax.random.fold_in(RNG, step)), 0.5, (4, 2, 999))
+            for step in range(3)
+        ]
+    ).reshape(-1, 999)
+    agree = (masks[:, None] == masks[None]).mean(axis=-1)
+    np.testing.assert_allclose(agree[~np.eye(len(masks), dtype=bool)], 0.5, atol=0.08)
+    np.testing.assert_allclose(masks.mean(axis=-1), 0.5, atol=0.08)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from bidi.models.dropout import Dropout
 from bidi.models.output import Output, project
 
 VOCABULARY, WAYS, LENGTH = 11, 2, 12
@@ -28,7 +29,7 @@ class Bigram(nn.Module):
         embed = nn.Embed(VOCABULARY, 6, embedding_init=init)
         source_BD = embed(batch["source"]).mean(axis=1)
         x_BWTD = embed(batch["inputs"]) + source_BD[:, None, None]
-        x_BWTD = nn.Dropout(self.dropout, deterministic=not train)(x_BWTD)
+        x_BWTD = Dropout(self.dropout, deterministic=not train)(x_BWTD)
         return nn.tanh(x_BWTD - 2.0), Output(self.param("output", init, (VOCABULARY, 6)))
 
 

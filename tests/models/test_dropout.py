@@ -1,0 +1,23 @@
+"""Dropout is flax's, wherever the rows are."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from bidi.models.dropout import Dropout
+
+
+def test_it_is_that_of_flax():
+    """Bit for bit: by the same names and keys, the same masks."""
+    x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype("f4")
+    for impl in ("threefry2x32", "rbg"):
+        for rate in (0.0, 0.3):
+            made = [
+                nn.Sequential([module(rate, deterministic=False) for _ in range(2)]).apply(
+                    {}, x, rngs={"dropout": jax.random.key(1, impl=impl)}
+                )
+                for module in (Dropout, nn.Dropout)
+            ]
+            np.testing.assert_array_equal(*made)
+            assert (made[0] == 0).any() == bool(rate)
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, x, deterministic=True), x)
