@@ -161,6 +161,8 @@ def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for part, size in one["memory"].items():
         yield f"{part}, MB", "?" if size is None else _megabytes(size)
     yield "fits", "yes" if one["fits"] else "NO"
+    if "compile_seconds" in one:
+        yield "compilation, s", f"{one['compile_seconds']:,.1f}"
     if "work" not in one:
         return
     work, roofline = one["work"], one["roofline"]
@@ -180,7 +182,6 @@ def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{what.replace('_', ' ')}/s at most", f"{one[what] / roofline['seconds']:,.0f}"
     if "rounds" in one:
         yield "rounds of the loop, as counted", f"{one['rounds']:,}"
-    yield "compilation, s", f"{one['compile_seconds']:,.1f}"
 
 
 def _table(title: str, *headings: str) -> rich.table.Table:

@@ -207,8 +207,8 @@ def _report(
         open_rounds: see `hlo.work`.
 
     Returns:
-        `devices`, `compile_seconds`, `memory` in bytes by part with `total` and `chip`; `fits`;
-        and, if it does, `work` and `roofline`.
+        `devices`, `memory` in bytes by part with `total` and `chip`; `fits`; and, if it does,
+        `compile_seconds`, `work` and `roofline`; or `why` these are not known.
     """
     chip = CHIPS[devices[0].device_kind]
     start = time.perf_counter()
@@ -223,9 +223,8 @@ def _report(
         needed = {**parts, "total": total, "chip": chip.memory}
         return {**head, "fits": False, "memory": needed, "why": str(error).splitlines()[0]}
     seconds = time.perf_counter() - start
-    held, text = compiled.memory_analysis(), compiled.as_text()
+    held = compiled.memory_analysis()
     assert held is not None
-    assert text is not None
     rest = held.argument_size_in_bytes - sum(parts.values())
     # Results that take their arguments' place take no room of their own.
     results = held.output_size_in_bytes - held.alias_size_in_bytes
@@ -236,14 +235,22 @@ def _report(
         "temporary": held.temp_size_in_bytes,
         "program": held.generated_code_size_in_bytes,
     }
-    memory = {**room, "total": sum(room.values()), "chip": chip.memory}
+    head |= {
+        "fits": sum(room.values()) <= chip.memory,
+        "compile_seconds": seconds,
+        "memory": {**room, "total": sum(room.values()), "chip": chip.memory},
+    }
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # libtpu writes programs that an older jaxlib does not know how to read.
+        why = f"libtpu compiled it, but this jaxlib cannot read the program: {error}"
+        return {**head, "why": why}
+    assert text is not None
     work = hlo.work(text, len(devices), open_rounds)
     roofline = Roofline.of(work, chip)
     return {
         **head,
-        "fits": sum(room.values()) <= chip.memory,
-        "compile_seconds": seconds,
-        "memory": memory,
         "work": dataclasses.asdict(work),
         "roofline": {
             **dataclasses.asdict(roofline),

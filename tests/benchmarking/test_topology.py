@@ -1,5 +1,7 @@
 """What is said of TPUs that are not there; compiling for them is shown in tests/test_compile.py."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,33 @@ def test_what_does_not_fit_is_said():
     assert "work" not in report
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
         topology._report(Refused("UNIMPLEMENTED: this"), [Device()], {})
+
+
+class Unreadable:
+    """A program of a libtpu that is newer than jaxlib."""
+
+    def compile(self):
+        return self
+
+    def memory_analysis(self):
+        return types.SimpleNamespace(
+            argument_size_in_bytes=7,
+            output_size_in_bytes=6,
+            alias_size_in_bytes=5,
+            temp_size_in_bytes=20,
+            generated_code_size_in_bytes=30,
+        )
+
+    def as_text(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: should have 1 operands but sees 3")
+
+
+def test_the_memory_of_a_program_that_cannot_be_read_is_known():
+    report = topology._report(Unreadable(), [Device()], {"parameters": 5})
+    assert report["fits"]
+    assert report["memory"]["total"] == 5 + 2 + 1 + 20 + 30
+    assert report["why"].endswith("sees 3")
+    assert "work" not in report
 
 
 def test_no_compiler(monkeypatch):
