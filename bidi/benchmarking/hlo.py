@@ -11,13 +11,9 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-# `name = type opcode(operands), attributes`
-_NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
-_HEADING = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_CALLED = re.compile(r"(?:calls|body|branch_computations|to_apply)=(\{[^}]*\}|%?[\w.\-]+)")
+from bidi.benchmarking.hlo_text import Array, Computation, Instruction, braces, integers, parse
 
 # They move nothing of themselves.
 _FREE = {
@@ -117,71 +113,10 @@ def work(text: str, devices: int, open_rounds: float = 1) -> Work:
     return _Program(text, devices, open_rounds).work
 
 
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    dtype: str
-    shape: tuple[int, ...]
-    layout: str
-
-    @property
-    def bytes(self) -> float:
-        bits = re.search(r"\d+", self.dtype)
-        width = int(bits[0]) / 8 if bits else float(self.dtype == "pred")
-        return width * math.prod(self.shape)
-
-    @property
-    def main_bytes(self) -> float:
-        """0 where it lies in a core's own memory, which TPUs mark by `S(1)` and above."""
-        return 0 if re.search(r"S\([1-9]", self.layout) else self.bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    opcode: str
-    arrays: tuple[_Array, ...]
-    operands: tuple[str, ...]
-    rest: str
-
-    @property
-    def called(self) -> list[str]:
-        return [
-            name.strip().lstrip("%")
-            for names in _CALLED.findall(self.rest)
-            for name in names.strip("{}").split(",")
-        ]
-
-
-@dataclasses.dataclass
-class _Computation:
-    instructions: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
-    root: str = ""
-
-    @functools.cached_property
-    def parameters(self) -> dict[int, str]:
-        found = (one for one in self.instructions.values() if one.opcode == "parameter")
-        return {int(one.operands[0]): one.name for one in found}
-
-    def holds(self, target: str) -> bool:
-        """Whether there is a custom call of this target."""
-        return any(
-            one.opcode == "custom-call" and f'"{target}"' in one.rest
-            for one in self.instructions.values()
-        )
-
-    @functools.cached_property
-    def users(self) -> dict[str, list[_Instruction]]:
-        users: dict[str, list[_Instruction]] = {name: [] for name in self.instructions}
-        for instruction in self.instructions.values():
-            for operand in set(instruction.operands) & users.keys():
-                users[operand].append(instruction)
-        return users
-
-
 class _Program:
     def __init__(self, text: str, devices: int, open_rounds: float):
         self._devices, self._open_rounds = devices, open_rounds
-        self._computations, entry = _parse(text)
+        self._computations, entry = parse(text)
         self._carried = _carried(self._computations.values())
         self._of = functools.cache(self._work_of)
         self.work = self._of(entry, False)
@@ -194,10 +129,10 @@ class _Program:
             total += self._work_called(instruction, fused)
         return total
 
-    def _work_here(self, computation: _Computation, one: _Instruction, fused: bool) -> Work:
+    def _work_here(self, computation: Computation, one: Instruction, fused: bool) -> Work:
         flops, collectives = 0.0, {}
         if one.opcode in ("dot", "convolution"):
-            lhs, rhs = (_array(computation, operand) for operand in one.operands[:2])
+            lhs, rhs = (computation.arrays(operand)[0] for operand in one.operands[:2])
             product = _dot_flops if one.opcode == "dot" else _convolution_flops
             flops = product(one, lhs, rhs)
         kind = one.opcode.removesuffix("-start")
@@ -206,7 +141,7 @@ class _Program:
         moved = 0 if fused else self._bytes(computation, one)
         return Work(flops, moved, collectives)
 
-    def _work_called(self, one: _Instruction, fused: bool) -> Work:
+    def _work_called(self, one: Instruction, fused: bool) -> Work:
         if one.opcode == "while":
             rounds = self._rounds(one)
             body = re.search(r"body=%?([\w.\-]+)", one.rest)
@@ -224,7 +159,7 @@ class _Program:
             return sum((self._of(name, fused) for name in called), Work())
         return Work()
 
-    def _rounds(self, loop: _Instruction) -> float | None:
+    def _rounds(self, loop: Instruction) -> float | None:
         known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?\s*[:=]\s*"?(\d+)', loop.rest)
         if known:
             return int(known[1])
@@ -246,7 +181,7 @@ class _Program:
         step = max((self._step(loop, int(place[1])) for place in places if place), default=1)
         return math.ceil(int(limits[0].operands[0]) / step)
 
-    def _step(self, loop: _Instruction, place: int) -> int:
+    def _step(self, loop: Instruction, place: int) -> int:
         """What a loop adds to its counter: more than 1 where XLA has made of two rounds one."""
         name = re.search(r"body=%?([\w.\-]+)", loop.rest)
         assert name is not None, loop.rest
@@ -258,16 +193,16 @@ class _Program:
         steps = [int(o.operands[0]) for o in operands if o is not None and o.opcode == "constant"]
         return steps[0] if steps else 1
 
-    def _collective(self, computation: _Computation, one: _Instruction, kind: str) -> Collective:
+    def _collective(self, computation: Computation, one: Instruction, kind: str) -> Collective:
         size = _group_size(one.rest, self._devices)
-        moved = sum(_bytes_of(computation, operand) for operand in one.operands)
+        moved = sum(computation.bytes_of(operand) for operand in one.operands)
         if kind == "all-gather":
             moved *= size
         share = (size - 1) / size
         passes = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
         return Collective(1, moved, moved * passes.get(kind, share))
 
-    def _bytes(self, computation: _Computation, one: _Instruction) -> float:
+    def _bytes(self, computation: Computation, one: Instruction) -> float:
         if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
             return 0
         if one.opcode == "custom-call" and any(name in one.rest for name in _FREE_CALLS):
@@ -277,7 +212,7 @@ class _Program:
         if one.opcode == "fusion":
             return self._fusion_bytes(computation, one)
         written = sum(array.main_bytes for array in one.arrays)
-        sources = [_arrays(computation, operand) for operand in one.operands]
+        sources = [computation.arrays(operand) for operand in one.operands]
         if one.opcode in _SLICES:
             from_main = any(array.main_bytes for array in sources[0])
             return written + (sum(array.bytes for array in one.arrays) if from_main else 0)
@@ -286,30 +221,30 @@ class _Program:
             return update * (1 + bool(written))
         return written + sum(array.main_bytes for arrays in sources for array in arrays)
 
-    def _started_bytes(self, computation: _Computation, one: _Instruction) -> float:
+    def _started_bytes(self, computation: Computation, one: Instruction) -> float:
         """Of a copy between memories: what is read in the one and written in the other."""
         if one.opcode.removesuffix("-start") in COLLECTIVES:
-            read = sum(_bytes_of(computation, operand) for operand in one.operands)
+            read = sum(computation.bytes_of(operand) for operand in one.operands)
             return 2 * read
         if one.opcode not in ("copy-start", "slice-start", "dynamic-slice-start"):
             return 0  # what it calls is counted
         # (target, source, context) of a copy, ((source), target, context) of a slice
         target = one.arrays[0 if one.opcode == "copy-start" else 1]
-        read = any(array.main_bytes for array in _arrays(computation, one.operands[0]))
+        read = any(array.main_bytes for array in computation.arrays(one.operands[0]))
         return target.bytes * read + target.main_bytes
 
-    def _fusion_bytes(self, computation: _Computation, one: _Instruction) -> float:
+    def _fusion_bytes(self, computation: Computation, one: Instruction) -> float:
         inner = self._computations[one.called[0]]
         if inner.holds(_ENDS):
             return 0
         if inner.holds(_BEGINS):
             begun = [each for each in inner.instructions.values() if each.opcode in COLLECTIVES]
             return sum(array.bytes for each in begun for array in each.arrays) + sum(
-                _bytes_of(inner, operand) for each in begun for operand in each.operands
+                inner.bytes_of(operand) for each in begun for operand in each.operands
             )
         total = 0.0
         for place, operand in enumerate(one.operands):
-            from_main = sum(array.main_bytes for array in _arrays(computation, operand))
+            from_main = sum(array.main_bytes for array in computation.arrays(operand))
             if from_main:
                 total += min(from_main, self._read_of(inner, inner.parameters[place]))
         root = inner.instructions[inner.root]
@@ -322,9 +257,9 @@ class _Program:
             for result, array in zip(results, one.arrays, strict=True)
         )
 
-    def _read_of(self, computation: _Computation, name: str) -> float:
+    def _read_of(self, computation: Computation, name: str) -> float:
         """Bytes of a fusion's parameter that are read: all, unless only slices of it are."""
-        whole = _bytes_of(computation, name)
+        whole = computation.bytes_of(name)
         total = 0.0
         for user in computation.users[name]:
             if user.opcode in _SLICES and user.operands[0] == name:
@@ -343,18 +278,18 @@ class _Program:
                 return whole
         return min(total, whole)
 
-    def _written_of(self, computation: _Computation, one: _Instruction) -> float:
+    def _written_of(self, computation: Computation, one: Instruction) -> float:
         """Bytes that a fusion writes of one result: an update in place writes the update alone."""
         if one.opcode == "parameter" or one.name in self._carried:
             return 0
         while one.opcode == "bitcast" and one.operands[0] in computation.instructions:
             one = computation.instructions[one.operands[0]]
         if one.opcode == "dynamic-update-slice":
-            return _bytes_of(computation, one.operands[1])
+            return computation.bytes_of(one.operands[1])
         return sum(array.bytes for array in one.arrays)
 
 
-def _carried(computations: Iterable[_Computation]) -> set[str]:
+def _carried(computations: Iterable[Computation]) -> set[str]:
     """Names of the instructions that stand for a collective begun elsewhere."""
     by_channel: dict[str, list[tuple[str, bool]]] = {}
     for computation in computations:
@@ -376,31 +311,18 @@ def _size(work: Work) -> tuple[float, float]:
     return work.flops, work.bytes
 
 
-def _arrays(computation: _Computation, operand: str) -> tuple[_Array, ...]:
-    found = computation.instructions.get(operand)
-    return found.arrays if found else ()
-
-
-def _array(computation: _Computation, operand: str) -> _Array:
-    return _arrays(computation, operand)[0]
-
-
-def _bytes_of(computation: _Computation, operand: str) -> float:
-    return sum(array.bytes for array in _arrays(computation, operand))
-
-
-def _dot_flops(one: _Instruction, lhs: _Array, _: _Array) -> float:
+def _dot_flops(one: Instruction, lhs: Array, _: Array) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-    axes = _integers(contracted[1]) if contracted else []
+    axes = integers(contracted[1]) if contracted else []
     return 2.0 * math.prod(one.arrays[0].shape) * math.prod(lhs.shape[axis] for axis in axes)
 
 
-def _convolution_flops(one: _Instruction, lhs: _Array, rhs: _Array) -> float:
+def _convolution_flops(one: Instruction, lhs: Array, rhs: Array) -> float:
     """As XLA counts them: TPUs' matrix products are convolutions, batch axes spatial ones."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
     assert labels is not None, one.rest
     left, right, out = labels.groups()
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (_braces(one.rest, "window="))))
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (braces(one.rest, "window="))))
     spatial = sorted(label for label in left if label.isdigit())
     given = {key: value.split("x") for key, value in window.items()}
     products = 1
@@ -431,7 +353,7 @@ def _met(inputs: int, taps: int, places: int, low: int, stride: int, base: int, 
 def _group_size(attributes: str, devices: int) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
-        return len(_integers(listed[1]))
+        return len(integers(listed[1]))
     # mesh['a'=2,'b'=8] {'b'}: along which axes
     meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
     if meshed:
@@ -442,58 +364,3 @@ def _group_size(attributes: str, devices: int) -> int:
     # [groups, size]<=[...], numbered in the order of the devices
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
     return int(counted[1]) if counted else devices
-
-
-def _integers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number]
-
-
-def _braces(text: str, before: str) -> str:
-    found = re.search(re.escape(before) + r"\{([^}]*)\}", text)
-    return found[1] if found else ""
-
-
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-    """Computations by name, and the entry's name."""
-    computations: dict[str, _Computation] = {}
-    entry, current = "", _Computation()
-    for line in text.splitlines():
-        if heading := _HEADING.match(line):
-            current = computations[heading[2]] = _Computation()
-            entry = heading[2] if heading[1] else entry
-        elif named := _NAMED.match(line):
-            instruction = _instruction(named[2], re.sub(r"/\*.*?\*/", "", named[3]))
-            current.instructions[named[2]] = instruction
-            current.root = named[2] if named[1] else current.root
-    return computations, entry
-
-
-def _instruction(name: str, text: str) -> _Instruction:
-    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
-    opcode, _, _ = text[end:].strip().partition("(")
-    start = text.index("(", end)
-    stop = _closing(text, start)
-    arrays = tuple(
-        _Array(dtype, tuple(_integers(shape.replace("<=", ""))), layout)
-        for dtype, shape, layout in _ARRAY.findall(text[:end])
-    )
-    operands = tuple(_operands(text[start + 1 : stop - 1]))
-    return _Instruction(name, opcode.strip(), arrays, operands, text[stop:])
-
-
-def _operands(text: str) -> Iterator[str]:
-    """Names, whether their types stand before them or not; a constant's or parameter's number."""
-    if "%" in text:
-        yield from re.findall(r"%([\w.\-]+)", text)
-    elif text:
-        yield from (part.split()[-1] for part in text.split(",") if part.strip())
-
-
-def _closing(text: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return place + 1
-    raise ValueError(f"no closing parenthesis: {text[:80]}")

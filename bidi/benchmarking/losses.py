@@ -20,15 +20,9 @@ from bidi.training.loss import cross_entropy
 CHUNKED, PLAIN = "in chunks", "whole logits"
 
 
-def chunked(
-    states_BWTD: jax.Array,
-    table_VD: jax.Array,
-    labels_BWT: jax.Array,
-    weights_BWT: jax.Array,
-    smoothing: float,
-) -> jax.Array:
-    """See `cross_entropy`."""
-    return cross_entropy(states_BWTD, Output(table_VD), labels_BWT, weights_BWT, smoothing).loss
+def chunked(states_BWTD: jax.Array, table_VD: jax.Array, *rest: Any) -> jax.Array:
+    """`plain`, as training computes it."""
+    return cross_entropy(states_BWTD, Output(table_VD), *rest).loss
 
 
 def plain(
@@ -38,7 +32,7 @@ def plain(
     weights_BWT: jax.Array,
     smoothing: float,
 ) -> jax.Array:
-    """The same by its definition; its gradient is left to JAX."""
+    """The loss by its definition, see `cross_entropy`; its gradient is left to JAX."""
     log_probs_BWTV = jax.nn.log_softmax(project(states_BWTD, Output(table_VD)))
     nll_BWT = -jnp.take_along_axis(log_probs_BWTV, labels_BWT[..., None], axis=-1)[..., 0]
     loss_BWT = (1 - smoothing) * nll_BWT - smoothing * log_probs_BWTV.mean(axis=-1)
