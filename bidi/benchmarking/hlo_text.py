@@ -36,7 +36,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`name = arrays opcode(operands)rest`; of a constant or parameter the operand is its number."""
+    """`name = arrays opcode(operands)rest`; a constant or parameter has its number as operand."""
 
     name: str
     opcode: str
