@@ -108,6 +108,25 @@ def test_a_mesh_divides_the_state(gin_file, tmp_path):
 
 
 @needs_libtpu
+def test_large_embeddings_on_v6e(gin_file, tmp_path):
+    """Where libtpu by itself would look them up on SparseCores."""
+    output = tmp_path / "report.json"
+    done = call(
+        "--topology=v6e:2x2",
+        f"--gin_file={gin_file}",
+        "--programs=train",
+        f"--output={output}",
+        "--gin.Vocabulary.size=32000",
+        "--gin.Transformer.model_size=128",
+        "--gin.Batches.rows=256",
+        "--gin.Batches.source_length=128",
+    )
+    assert done.returncode == 0, done.stderr
+    train = json.loads(output.read_text())["programs"]["train"]
+    assert train["work"]["flops"] >= 0.9 * train["flops_needed"] > 0
+
+
+@needs_libtpu
 def test_a_topology_that_is_none(gin_file):
     done = call("--topology=v5e:3x5", f"--gin_file={gin_file}")
     assert done.returncode == 1
