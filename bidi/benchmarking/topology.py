@@ -41,8 +41,10 @@ _NO_TPU = {
 _MEGACORE = ("v4", "v5p")
 
 # SparseCores look embeddings up on v6e. How libtpu 0.0.52 writes that, jaxlib 0.10.2 cannot read,
-# so it is compiled for the TensorCores there: the same bytes, but in line with the rest.
-_READABLE = {"TPU v6 lite": {"xla_tpu_offload_gather_to_sparsecore": "false"}}
+# so they are looked up by the TensorCores there.
+_READABLE: dict[str, jax.stages.CompilerOptions] = {
+    "TPU v6 lite": {"xla_tpu_offload_gather_to_sparsecore": "false"}
+}
 
 
 class NoCompilerError(ModuleNotFoundError):

@@ -46,7 +46,7 @@ class Refused:
     def __init__(self, message):
         self.message = message
 
-    def compile(self):
+    def compile(self, compiler_options):
         raise jax.errors.JaxRuntimeError(self.message)
 
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said():
 class Unreadable:
     """A program of a libtpu that is newer than jaxlib."""
 
-    def compile(self):
+    def compile(self, compiler_options):
         return self
 
     def memory_analysis(self):
