@@ -58,6 +58,14 @@ def call(*arguments):
     )
 
 
+def report_of(tmp_path, *arguments):
+    """What such a call, which must go well, writes."""
+    output = tmp_path / "report.json"
+    done = call(*arguments, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text())["programs"]
+
+
 @needs_libtpu
 def test_update_and_search(gin_file, tmp_path):
     output = tmp_path / "report.json"
@@ -91,18 +99,15 @@ def test_update_and_search(gin_file, tmp_path):
 
 @needs_libtpu
 def test_a_mesh_divides_the_state(gin_file, tmp_path):
-    output = tmp_path / "report.json"
-    done = call(
+    train = report_of(
+        tmp_path,
         "--topology=v5e:2x2",
         f"--gin_file={gin_file}",
         "--programs=train",
-        f"--output={output}",
         "--gin.Training.partitioner=mesh",
         "--gin.Mesh.fsdp=4",
         "--gin.Mesh.data=1",
-    )
-    assert done.returncode == 0, done.stderr
-    train = json.loads(output.read_text())["programs"]["train"]
+    )["train"]
     assert train["memory"]["optimizer"] < 0.6 * 2 * 16 * (64 + 64) * 4 * 4
     assert train["work"]["collectives"].keys() & {"all-gather", "reduce-scatter", "all-reduce"}
 
@@ -110,19 +115,16 @@ def test_a_mesh_divides_the_state(gin_file, tmp_path):
 @needs_libtpu
 def test_large_embeddings_on_v6e(gin_file, tmp_path):
     """Where libtpu by itself would look them up on SparseCores."""
-    output = tmp_path / "report.json"
-    done = call(
+    train = report_of(
+        tmp_path,
         "--topology=v6e:2x2",
         f"--gin_file={gin_file}",
         "--programs=train",
-        f"--output={output}",
         "--gin.Vocabulary.size=32000",
         "--gin.Transformer.model_size=128",
         "--gin.Batches.rows=256",
         "--gin.Batches.source_length=128",
-    )
-    assert done.returncode == 0, done.stderr
-    train = json.loads(output.read_text())["programs"]["train"]
+    )["train"]
     assert train["work"]["flops"] >= 0.9 * train["flops_needed"] > 0
 
 
