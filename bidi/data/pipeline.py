@@ -23,6 +23,7 @@ import gin
 import grain
 import numpy as np
 
+from bidi.data.packing import PackedDataset, Rows
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import PairSource
 from bidi.data.sources import DataError
@@ -182,39 +183,26 @@ def _rows(
             for example in _examples(pair, streams, config, partner)
         ]
 
-    elements = (
+    chunks = (
         indices.batch(_CHUNK, batch_fn=list)
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_CHUNKS_AHEAD))
     )
-    lengths = {
-        "source": config.source_length,
-        "inputs": config.target_length,
-        "labels": config.target_length,
-        "weights": config.target_length,
-    }
-    return grain.experimental.FirstFitPackIterDataset(
-        grain.experimental.FlatMapIterDataset(elements, _Unchunk()),
-        length_struct=lengths,
-        num_packing_bins=config.packing_bins,
+    rows = Rows(
+        config.source_length,
+        config.target_length,
+        config.packing_bins,
+        most=None if config.pack else 1,
         # First fit leaves the emptiest rows last: without shuffling, batches would differ in kind.
-        shuffle_bins=config.pack and seed is not None,
-        seed=seed or 0,
-        max_sequences_per_bin=None if config.pack else 1,
+        seed=seed if config.pack else None,
     )
-
-
-class _Unchunk(grain.experimental.FlatMapTransform):
-    max_fan_out = 2 * _CHUNK
-
-    def flat_map(self, element: list[Batch]) -> list[Batch]:
-        return element
+    return PackedDataset(chunks, rows)
 
 
 def _examples(
     pair: Mapping[str, np.ndarray], streams: Streams, config: BatchConfig, partner: Partner
 ) -> list[Batch]:
-    """A pair before packing: [S] and [T, W], since Grain packs along the first axis."""
+    """A pair before packing: [S] and [T, W], since rows are packed along the first axis."""
     if partner.kind == "pseudo":
         streams_of = [
             _gold_beside_pseudo(pair, gold, streams, config, partner) for gold in streams.directions
@@ -246,7 +234,7 @@ def _gold_beside_pseudo(
 
 
 def _batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    """Names and axes as the module's head says, from Grain's."""
+    """Names and axes as the module's head says, from those of packed rows."""
     inputs_BWT, labels_BWT, weights_BWT = (
         np.ascontiguousarray(packed[key].swapaxes(1, 2)) for key in ("inputs", "labels", "weights")
     )

@@ -88,10 +88,11 @@ class Streams:
         shape = (max(len(parts[way]) for way in self.directions) + 1, len(self.directions))
         inputs_TW, labels_TW = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
         weights_TW = np.zeros(shape, np.float32)
+        starts, ends = self.starts, self.ends
         for way, direction in enumerate(self.directions):
             written = parts[direction] if direction == "l2r" else parts[direction][::-1]
             steps = len(written) + 1
-            inputs_TW[:steps, way] = np.append(self.starts[way], written)
-            labels_TW[:steps, way] = np.append(written, self.ends[way])
+            inputs_TW[0, way], inputs_TW[1:steps, way] = starts[way], written
+            labels_TW[: steps - 1, way], labels_TW[steps - 1, way] = written, ends[way]
             weights_TW[:steps, way] = 1.0
         return {"inputs": inputs_TW, "labels": labels_TW, "weights": weights_TW}
