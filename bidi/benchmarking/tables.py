@@ -43,6 +43,7 @@ def _system_lines(system: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for side, padding in system["padding"].items():
         yield f"{side} padding, %", f"{100 * padding:.1f}"
     yield "batches/s, iterator alone", str(system["batches_per_second"])
+    yield "  a batch's time, % of an update's", _percent(system["share_of_input"])
     yield "ms/update waiting, at most", str(system["milliseconds_waited"])
     yield "compilation, s", f"{system['compile_seconds']:.1f}"
     yield "program's room, MB a device", _megabytes(system["program_memory"]["temporary"])

@@ -163,7 +163,9 @@ def measure(
     Returns:
         `systems` by name; `products`, FLOP/s of matrix products on all devices; `ratio`, time of
         an update of both over one of L2R; `bound`, the same of the operations they need; `memory`.
-        What was measured in every round is a `Spread`.
+        What was measured in every round is a `Spread`. Of a system, `share_of_input` is the time
+        that a batch takes to be made, alone, over that of an update: from 1 on the devices wait
+        for the input, in `next` or, as dispatch needs Python's lock too, before their programs.
     """
     experiments = {L2R: l2r_alone(experiment), BOTH: experiment}
     systems = {name: Updates(one, prepared, compiled) for name, one in experiments.items()}
@@ -185,8 +187,13 @@ def measure(
     ratio, bound = ratios(seconds[BOTH], seconds[L2R]), systems[BOTH].flops / systems[L2R].flops
     return {
         "systems": {
-            name: system_report(experiments[name], systems[name], taken["updates", name], rates)
-            | {"batches_per_second": Spread.of(taken["batches", name])}
+            name: system_report(
+                experiments[name],
+                systems[name],
+                taken["updates", name],
+                rates,
+                taken["batches", name],
+            )
             for name in systems
         },
         "products": {name: Spread.of(its_rates) for name, its_rates in rates.items()},
@@ -202,14 +209,19 @@ def system_report(
     system: Updates,
     taken: list[Round],
     rates: dict[str, list[float]],
+    batch_rates: list[float],
 ) -> dict[str, Any]:
-    """What the rounds say of one system; `rates` are the products' of the same rounds."""
+    """What the rounds say of one system; the rates of products and batches are of the same ones."""
     flops_per_second = [system.flops / one.seconds for one in taken]
     peak = peak_flops(jax.local_devices()[0].device_kind, experiment.transformer.dtype)
     ways = experiment.streams.directions
     return {
         "milliseconds_per_update": Spread.of(1000 * one.seconds for one in taken),
         "milliseconds_waited": Spread.of(1000 * one.seconds_waited for one in taken),
+        "batches_per_second": Spread.of(batch_rates),
+        "share_of_input": ratios(
+            (1 / rate for rate in batch_rates), (one.seconds for one in taken)
+        ),
         "tokens_per_second": Spread.of(one.labels_W.sum() / one.seconds for one in taken),
         "tokens_per_second_by_direction": {
             direction: Spread.of(one.labels_W[way] / one.seconds for one in taken)

@@ -1,23 +1,42 @@
 """Examples packed into rows, first fit, chunk by chunk.
 
 Grain's own packing does the same, array by array of one example after another: some 50 microseconds
-an example where this takes 8, while Python's lock keeps a GPU from its next update. Here only the
+an example where this takes 4, while Python's lock keeps a GPU from its next update. Here only the
 choice of a row is made example by example; rows are put together in a few large copies.
 
-Letters: E examples, N tokens of all of them, B rows, T steps.
+Letters: E examples, N steps of all of them, B rows, T steps of a row.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-Example = dict[str, np.ndarray]
+from bidi.data.ragged import Ragged
 
-# The arrays of an example that have the length of its target.
-_TARGET = ("inputs", "labels", "weights")
+Row = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples before packing.
+
+    Attributes:
+      source: `source` [N].
+      target: `inputs`, `labels` and `weights` [N, ...], of as many examples.
+    """
+
+    source: Ragged
+    target: Ragged
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def between(self, start: int, stop: int) -> "Examples":
+        """Those from `start` to before `stop`."""
+        index = np.arange(start, stop)
+        return Examples(self.source.take(index), self.target.take(index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +59,15 @@ class Rows:
     seed: int | None
 
 
-class PackedDataset(grain.IterDataset[Example]):
+class PackedDataset(grain.IterDataset[Row]):
     """Rows, of chunks of examples.
 
-    An example is `source` [s] and `inputs`, `labels`, `weights` [t, ...]; a row is the same as
-    [source_length] and [target_length, ...], zero where nothing is, and for `source` and `inputs`
-    also NAME_segment_ids, 1, 2, ... by example, and NAME_positions, int32.
+    A row is the arrays of its examples, [source_length] and [target_length, ...], zero where
+    nothing is, and for `source` and `inputs` also NAME_segment_ids, 1, 2, ... by example, and
+    NAME_positions, int32.
     """
 
-    def __init__(self, chunks: grain.IterDataset[Sequence[Example]], rows: Rows):
+    def __init__(self, chunks: grain.IterDataset[Examples], rows: Rows):
         """Of chunks of at least one example."""
         super().__init__(chunks)
         self._rows = rows
@@ -58,10 +77,10 @@ class PackedDataset(grain.IterDataset[Example]):
         return PackedIterator(iter(self._parent), self._rows)
 
 
-class PackedIterator(grain.DatasetIterator[Example]):
+class PackedIterator(grain.DatasetIterator[Row]):
     """The rows; its state is where the examples of the rows in hand begin, and how many are out."""
 
-    def __init__(self, parent: grain.DatasetIterator[Sequence[Example]], rows: Rows):
+    def __init__(self, parent: grain.DatasetIterator[Examples], rows: Rows):
         """At the first row."""
         super().__init__(parent)
         self._config = rows
@@ -69,11 +88,11 @@ class PackedIterator(grain.DatasetIterator[Example]):
 
     def _begin(self, place: Any, offset: int, next_row: int, counter: int) -> None:
         """At a chunk that is still to be read: `place` is the parent's state before it."""
-        self._chunk: Sequence[Example] | None = None
+        self._chunk: Examples | None = None
         self._place, self._offset = place, offset
-        self._filled: Example | None = None
+        self._filled: Row | None = None
         self._filled_from = (place, offset)
-        self._order: Sequence[int] = ()
+        self._order: list[int] = []
         self._next_row, self._counter = next_row, counter
 
     def get_state(self) -> dict[str, Any]:
@@ -91,7 +110,7 @@ class PackedIterator(grain.DatasetIterator[Example]):
         self._parent.set_state(state["parent"])
         self._begin(state["parent"], state["offset"], state["next_row"], state["counter"])
 
-    def __next__(self) -> Example:
+    def __next__(self) -> Row:
         """The next row."""
         filled = self._fill() if self._filled is None else self._filled
         row = self._order[self._next_row]
@@ -102,10 +121,13 @@ class PackedIterator(grain.DatasetIterator[Example]):
             self._filled_from = (self._place, self._offset)
         return found
 
-    def _fill(self) -> Example:
+    def _fill(self) -> Row:
         filling = _Filling(self._config)
-        while (example := self._peek(filling)) is not None and filling.add(example):
-            self._offset += 1
+        while (chunk := self._unread(filling)) is not None:
+            added = filling.add(chunk, self._offset)
+            self._offset += added
+            if self._offset < len(chunk):
+                break
         self._filled = filling.rows()
         count = len(self._filled["source"])
         self._order = list(range(count))
@@ -115,8 +137,8 @@ class PackedIterator(grain.DatasetIterator[Example]):
             self._order = drawn.permuted(self._order).tolist()
         return self._filled
 
-    def _peek(self, filling: "_Filling") -> Example | None:
-        """The next example; None at the end, behind which there is nothing to fill."""
+    def _unread(self, filling: "_Filling") -> Examples | None:
+        """A chunk of which some is unread; None at the end, behind which there is nothing."""
         if self._chunk is None:  # the first, or the one that the state points into
             self._chunk = next(self._parent)
         if self._offset == len(self._chunk):
@@ -128,7 +150,7 @@ class PackedIterator(grain.DatasetIterator[Example]):
                     raise
                 return None
             self._place, self._offset = place, 0
-        return self._chunk[self._offset]
+        return self._chunk
 
 
 class _Filling:
@@ -136,59 +158,69 @@ class _Filling:
 
     def __init__(self, config: Rows):
         self._config = config
-        self._examples: list[Example] = []
+        self._parts: list[Examples] = []
         self._row_E: list[int] = []
-        self._source_room_B = np.full(config.bins, config.source_length)
-        self._target_room_B = np.full(config.bins, config.target_length)
-        self._left_B = np.full(config.bins, config.most or np.iinfo(np.int64).max)
+        # Of each row the steps that are left of the source and of the target, and its examples.
+        most = np.iinfo(np.int64).max if config.most is None else config.most
+        self._room_3B = np.tile(
+            [[config.source_length], [config.target_length], [most]], config.bins
+        )
 
     @property
     def empty(self) -> bool:
         """Whether nothing was added."""
-        return not self._examples
+        return not self._row_E
 
-    def add(self, example: Example) -> bool:
-        """Adds to the first row with room; False if there is none.
+    def add(self, chunk: Examples, start: int) -> int:
+        """Adds the examples from `start` on, each to the first row with room, as far as they go.
+
+        Returns:
+          How many were added.
 
         Raises:
-          ValueError: It would not fit into an empty row.
+          ValueError: One would not fit into an empty row.
         """
-        source, target = len(example["source"]), len(example["inputs"])
-        fits_B = (
-            (self._source_room_B >= source) & (self._target_room_B >= target) & (self._left_B > 0)
-        )
-        row = int(fits_B.argmax())
-        if not fits_B[row]:
-            if self.empty:
-                raise ValueError(f"{source} and {target} steps do not fit into {self._config}")
-            return False
-        self._source_room_B[row] -= source
-        self._target_room_B[row] -= target
-        self._left_B[row] -= 1
-        self._examples.append(example)
-        self._row_E.append(row)
-        return True
+        needed = np.ones((len(chunk) - start, 3, 1), np.int64)
+        needed[:, 0, 0] = chunk.source.length_E[start:]
+        needed[:, 1, 0] = chunk.target.length_E[start:]
+        before, room_3B = len(self._row_E), self._room_3B
+        for needed_31 in needed:
+            fits_B = np.logical_and.reduce(room_3B >= needed_31)
+            row = int(fits_B.argmax())
+            if not fits_B[row]:
+                if self.empty:
+                    source, target, _ = needed_31[:, 0]
+                    raise ValueError(f"{source} and {target} steps do not fit into {self._config}")
+                break
+            room_3B[:, row] -= needed_31[:, 0]
+            self._row_E.append(row)
+        added = len(self._row_E) - before
+        self._parts.append(chunk.between(start, start + added))
+        return added
 
-    def rows(self) -> Example:
+    def rows(self) -> Row:
         """Those that hold something, [B, T, ...]."""
         row_E = np.array(self._row_E)
-        # Row by row, in each as they came: then starts and segments are running sums.
-        order_E = np.argsort(row_E, kind="stable")
-        row_E, examples = row_E[order_E], [self._examples[i] for i in order_E]
-        source = _lay(examples, ("source",), row_E, self._config.source_length)
-        return source | _lay(examples, _TARGET, row_E, self._config.target_length)
+        source = Ragged.concatenate([part.source for part in self._parts])
+        target = Ragged.concatenate([part.target for part in self._parts])
+        return {
+            **_lay(source, "source", row_E, self._config.source_length),
+            **_lay(target, "inputs", row_E, self._config.target_length),
+        }
 
 
-def _lay(examples: list[Example], keys: tuple[str, ...], row_E: np.ndarray, steps: int) -> Example:
-    """Arrays `keys`, of one length in each example, laid into rows; `row_E` ascends."""
-    count = int(row_E[-1]) + 1  # first fit leaves no row empty before another
-    first_E = np.searchsorted(row_E, row_E)  # the first example of the same row
-    segment_E = np.arange(len(row_E)) - first_E + 1
-    length_E = np.array([len(example[keys[0]]) for example in examples])
-    before_E = np.cumsum(length_E) - length_E
-    position_N = np.arange(length_E.sum()) - np.repeat(before_E, length_E)
-    start_E = row_E * steps + before_E - before_E[first_E]
-    place_N = np.repeat(start_E, length_E) + position_N
+def _lay(examples: Ragged, name: str, row_E: np.ndarray, steps: int) -> Row:
+    """Laid into rows, in each as they come; `name` of what tells segments and positions."""
+    count = int(row_E.max()) + 1  # first fit leaves no row empty before another
+    # Row by row, starts and segments are running sums.
+    order_E = np.argsort(row_E, kind="stable")
+    sorted_row_E, sorted_length_E = row_E[order_E], examples.length_E[order_E]
+    first_E = np.searchsorted(sorted_row_E, sorted_row_E)  # the first example of the same row
+    before_E = np.cumsum(sorted_length_E) - sorted_length_E
+    start_E, segment_E = np.empty_like(row_E), np.empty(len(row_E), np.int32)
+    start_E[order_E] = sorted_row_E * steps + before_E - before_E[first_E]
+    segment_E[order_E] = np.arange(len(row_E)) - first_E + 1
+    place_N = examples.places(start_E)
 
     def laid(values_N: np.ndarray) -> np.ndarray:
         flat = np.zeros((count * steps, *values_N.shape[1:]), values_N.dtype)
@@ -196,7 +228,7 @@ def _lay(examples: list[Example], keys: tuple[str, ...], row_E: np.ndarray, step
         return flat.reshape(count, steps, *values_N.shape[1:])
 
     return {
-        **{key: laid(np.concatenate([example[key] for example in examples])) for key in keys},
-        f"{keys[0]}_segment_ids": laid(np.repeat(segment_E, length_E).astype(np.int32)),
-        f"{keys[0]}_positions": laid(position_N.astype(np.int32)),
+        **{key: laid(values_N) for key, values_N in examples.arrays.items()},
+        f"{name}_segment_ids": laid(np.repeat(segment_E, examples.length_E)),
+        f"{name}_positions": laid(examples.positions.astype(np.int32)),
     }

@@ -1,6 +1,7 @@
 """From pairs to batches of fixed shape: shuffle, repeat, pack, batch, prefetch.
 
-Letters: B rows, S source steps, T target steps, W ways (directions).
+Letters: B rows, S source steps, T target steps, W ways (directions), E examples, N target steps of
+all of them.
 
 A batch is a flat dict of numpy arrays, the only thing that model and loss know of the data:
 
@@ -17,15 +18,18 @@ pair, or with pseudo partners half of one: gold L2R beside pseudo R2L, or the ot
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import gin
 import grain
 import numpy as np
 
-from bidi.data.packing import PackedDataset, Rows
+from bidi.data.packing import Examples, PackedDataset, Rows
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import PairSource
+from bidi.data.ragged import Ragged
 from bidi.data.sources import DataError
 from bidi.data.streams import Direction, Streams
 from bidi.data.vocabulary import EOS, PAD
@@ -37,6 +41,8 @@ _CHUNK = 256
 # Chunks and batches made ahead. Python's lock allows no more than one busy thread for either.
 _CHUNKS_AHEAD = 4
 _BATCHES_AHEAD = 4
+
+_EOS = np.array([EOS], np.int32)
 
 
 @gin.configurable("Batches")
@@ -92,10 +98,13 @@ def training_batches(
     """
     _check_lengths(pairs, streams, config)
     share = _share(config, process_count)
-    shuffled = grain.MapDataset.range(len(pairs)).seed(seed).shuffle().repeat()
-    mine = shuffled[process_index::process_count]
+    epochs = _Epochs(len(pairs), seed)
+
+    def indices(start: int, stop: int) -> np.ndarray:
+        return epochs.indices(np.arange(start, stop) * process_count + process_index)
+
     batches = (
-        _rows(mine, pairs, streams, config, partner, seed=seed)
+        _rows(indices, sys.maxsize, pairs, streams, config, partner, seed=seed)
         .batch(share, drop_remainder=True)
         .map(_batch)
     )
@@ -130,7 +139,7 @@ def validation_batches(
     """
     _check_lengths(pairs, streams, config)
     share = _share(config, process_count)
-    rows = _rows(grain.MapDataset.range(len(pairs)), pairs, streams, config, partner, seed=None)
+    rows = _rows(np.arange, len(pairs), pairs, streams, config, partner, seed=None)
     for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
         missing = config.rows - len(batch["source"])
         # PAD, segment 0 and weight 0 are all zero.
@@ -165,8 +174,30 @@ def _check_lengths(pairs: PairSource, streams: Streams, config: BatchConfig) -> 
             )
 
 
+class _Epochs:
+    """Endless epochs of all pairs, each in an order of its own."""
+
+    def __init__(self, pairs: int, seed: int):
+        self._pairs, self._seed = pairs, seed
+        # A chunk may end one and begin the next.
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+
+    def indices(self, places: np.ndarray) -> np.ndarray:
+        """The pairs at these places, ascending int64, of the epochs one after another."""
+        epochs, within = np.divmod(places, self._pairs)
+        parts = [self._order(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs)]
+        return np.concatenate(parts)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        small = self._pairs <= np.iinfo(np.uint32).max
+        order = np.arange(self._pairs, dtype=np.uint32 if small else np.uint64)
+        np.random.default_rng((self._seed, epoch)).shuffle(order)
+        return order
+
+
 def _rows(
-    indices: grain.MapDataset[int],
+    indices: Callable[[int, int], np.ndarray],
+    count: int,
     pairs: PairSource,
     streams: Streams,
     config: BatchConfig,
@@ -174,17 +205,19 @@ def _rows(
     *,
     seed: int | None,
 ) -> grain.IterDataset:
-    """Rows of the pairs at `indices`, in order if not packed; a seed shuffles packed rows."""
+    """Rows of `count` pairs, in order if not packed; a seed shuffles packed rows.
 
-    def read(chunk: Sequence[int]) -> list[Batch]:
-        return [
-            example
-            for pair in pairs.__getitems__(chunk)
-            for example in _examples(pair, streams, config, partner)
-        ]
+    `indices` gives those from one place in the order to another.
+    """
 
+    def read(chunk: int) -> Examples:
+        start = chunk * _CHUNK
+        some = indices(start, min(start + _CHUNK, count)).tolist()
+        return _examples(pairs.__getitems__(some), streams, config, partner)
+
+    # Not a Grain dataset of indices: its shuffling takes 10 microseconds an index.
     chunks = (
-        indices.batch(_CHUNK, batch_fn=list)
+        grain.MapDataset.range(-(-count // _CHUNK))
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_CHUNKS_AHEAD))
     )
@@ -200,37 +233,56 @@ def _rows(
 
 
 def _examples(
-    pair: Mapping[str, np.ndarray], streams: Streams, config: BatchConfig, partner: Partner
-) -> list[Batch]:
-    """A pair before packing: [S] and [T, W], since rows are packed along the first axis."""
-    if partner.kind == "pseudo":
-        streams_of = [
-            _gold_beside_pseudo(pair, gold, streams, config, partner) for gold in streams.directions
-        ]
-    else:
-        streams_of = [streams.tokens(pair["target"])]
-    source = np.append(pair["source"], np.int32(EOS))
-    return [{"source": source, **tokens} for tokens in streams_of]
-
-
-def _gold_beside_pseudo(
-    pair: Mapping[str, np.ndarray],
-    gold: Direction,
+    pairs: Sequence[Mapping[str, np.ndarray]],
     streams: Streams,
     config: BatchConfig,
     partner: Partner,
-) -> Batch:
-    """The gold stream of one direction beside what a model wrote in the other."""
-    tokens = streams.tokens_beside(
-        {way: pair["target" if way == gold else way] for way in streams.directions}
+) -> Examples:
+    """Pairs before packing."""
+
+    def of(name: str) -> Ragged:
+        return Ragged.of("ids", [pair[name] for pair in pairs])
+
+    sources = [part for pair in pairs for part in (pair["source"], _EOS)]
+    source = Ragged({"source": np.concatenate(sources)}, of("source").length_E + 1)
+    if partner.kind != "pseudo":
+        return Examples(source, streams.of_targets(of("target")))
+    twice_E = np.repeat(np.arange(len(pairs)), len(streams.directions))
+    beside = _gold_beside_pseudo(
+        of("target"), {way: of(way) for way in streams.directions}, streams, config, partner
+    )
+    return Examples(source.take(twice_E), beside)
+
+
+def _gold_beside_pseudo(
+    gold: Ragged,
+    pseudo: Mapping[Direction, Ragged],
+    streams: Streams,
+    config: BatchConfig,
+    partner: Partner,
+) -> Ragged:
+    """Of each pair the gold stream of one direction beside what a model wrote in the other; twice.
+
+    For each direction in turn, the first pair's examples first.
+    """
+    pairs, ways = len(gold), len(streams.directions)
+    gold_way_E, pair_E = np.tile(np.arange(ways), pairs), np.repeat(np.arange(pairs), ways)
+    examples = streams.beside(
+        {
+            direction: Ragged.concatenate([gold, pseudo[direction]]).take(
+                np.where(gold_way_E == way, pair_E, pairs + pair_E)
+            )
+            for way, direction in enumerate(streams.directions)
+        }
     )
     # Nothing sees what the partner writes after the gold stream's end, unless it is to be learnt:
     # then it is cut where the row ends, with its end marker, and what is left of it is as good.
-    steps = config.target_length
-    if not partner.loss_on_pseudo:
-        steps = len(pair["target"]) + 1
-        tokens["weights"][:, [way != gold for way in streams.directions]] = 0
-    return {key: value_TW[:steps] for key, value_TW in tokens.items()}
+    if partner.loss_on_pseudo:
+        return examples.cut(np.full(len(pair_E), config.target_length))
+    examples = examples.cut(gold.length_E[pair_E] + 1)
+    is_gold_EW = gold_way_E[:, None] == np.arange(ways)
+    weights_NW = examples.arrays["weights"] * np.repeat(is_gold_EW, examples.length_E, axis=0)
+    return Ragged({**examples.arrays, "weights": weights_NW}, examples.length_E)
 
 
 def _batch(packed: Mapping[str, np.ndarray]) -> Batch:

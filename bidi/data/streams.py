@@ -1,6 +1,7 @@
 """Targets become streams: what each direction reads and what it must predict.
 
-Letters: T target steps (tokens and one marker), W ways (directions).
+Letters: T target steps (tokens and one marker), W ways (directions), E examples, N target steps of
+all of them.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import Literal
 import gin
 import numpy as np
 
+from bidi.data.ragged import Ragged
 from bidi.data.vocabulary import BOS, EOS, L2R, PAD, R2L
 
 Direction = Literal["l2r", "r2l"]
@@ -63,7 +65,7 @@ class Streams:
         return (target_length + 1) // 2 + 1 if self.layout == "halves" else target_length + 1
 
     def tokens(self, target: np.ndarray) -> dict[str, np.ndarray]:
-        """The streams of one target, time first so that rows can be packed along it.
+        """The streams of one target.
 
         Args:
             target: int32 [n], token ids without markers, in reading order.
@@ -73,26 +75,36 @@ class Streams:
             of one stream is aligned with step t of the other. A stream that ends before the other
             has PAD and weight 0 from there on.
         """
-        target = np.asarray(target, np.int32)
-        left, right = len(target), 0
-        if self.layout == "halves":
-            left = right = (len(target) + 1) // 2
-        return self.tokens_beside({"l2r": target[:left], "r2l": target[right:]})
+        return dict(self.of_targets(Ragged.of("ids", [target])).arrays)
 
-    def tokens_beside(self, parts: Mapping[Direction, np.ndarray]) -> dict[str, np.ndarray]:
-        """As `tokens`, where it is given what each direction writes.
+    def of_targets(self, targets: Ragged) -> Ragged:
+        """`tokens` of many targets, given as `ids`: arrays [N, W], time first."""
+        if self.layout == "whole":
+            return self.beside({"l2r": targets, "r2l": targets})
+        half_E = (targets.length_E + 1) // 2
+        rest = targets.reversed().cut(targets.length_E - half_E).reversed()
+        return self.beside({"l2r": targets.cut(half_E), "r2l": rest})
+
+    def beside(self, parts: Mapping[Direction, Ragged]) -> Ragged:
+        """As `of_targets`, where it is given what each direction writes.
 
         Args:
-            parts: int32 [n] for each direction, token ids without markers, in reading order.
+            parts: `ids`, int32 [n], for each direction of each example, without markers, in reading
+                order.
         """
-        shape = (max(len(parts[way]) for way in self.directions) + 1, len(self.directions))
-        inputs_TW, labels_TW = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
-        weights_TW = np.zeros(shape, np.float32)
-        starts, ends = self.starts, self.ends
-        for way, direction in enumerate(self.directions):
-            written = parts[direction] if direction == "l2r" else parts[direction][::-1]
-            steps = len(written) + 1
-            inputs_TW[0, way], inputs_TW[1:steps, way] = starts[way], written
-            labels_TW[: steps - 1, way], labels_TW[steps - 1, way] = written, ends[way]
-            weights_TW[:steps, way] = 1.0
-        return {"inputs": inputs_TW, "labels": labels_TW, "weights": weights_TW}
+        written = [
+            parts[direction] if direction == "l2r" else parts[direction].reversed()
+            for direction in self.directions
+        ]
+        length_E = np.max([ids.length_E for ids in written], axis=0) + 1
+        start_E = np.cumsum(length_E) - length_E
+        shape = (length_E.sum(), len(written))
+        inputs_NW, labels_NW = np.full(shape, PAD, np.int32), np.full(shape, PAD, np.int32)
+        weights_NW = np.zeros(shape, np.float32)
+        for way, (ids, start, end) in enumerate(zip(written, self.starts, self.ends, strict=True)):
+            token_N, end_E = ids.places(start_E), start_E + ids.length_E
+            inputs_NW[start_E, way], inputs_NW[token_N + 1, way] = start, ids.arrays["ids"]
+            labels_NW[token_N, way], labels_NW[end_E, way] = ids.arrays["ids"], end
+            weights_NW[token_N, way] = weights_NW[end_E, way] = 1.0
+        arrays = {"inputs": inputs_NW, "labels": labels_NW, "weights": weights_NW}
+        return Ragged(arrays, length_E)

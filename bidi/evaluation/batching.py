@@ -1,6 +1,7 @@
 """Texts of all lengths as batches of few shapes, and programs that run on all devices.
 
-Letters: B batch, P candidates, W ways, S source steps, T target steps.
+Letters: B batch, P candidates, W ways, S source steps, T target steps, E candidates of all rows, N
+target steps of all of them.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bidi.data.ragged import Ragged
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import PAD
 
@@ -102,17 +104,20 @@ def candidate_streams(
     rows: int,
 ) -> dict[str, np.ndarray]:
     """Inputs, labels and weights of outputs, [B, P, W, T]: a row's candidates are at most P."""
-    shape = (rows, most, len(streams.directions), length)
-    filled = {
-        "inputs": np.full(shape, PAD, np.int32),
-        "labels": np.full(shape, PAD, np.int32),
-        "weights": np.zeros(shape, np.float32),
-    }
-    for row, listed in enumerate(candidates):
-        for place, tokens in enumerate(listed):
-            for key, value_TW in streams.tokens(np.array(tokens, np.int32)).items():
-                filled[key][row, place, :, : len(value_TW)] = value_TW.T
-    return filled
+    outputs = [np.array(tokens, np.int32) for listed in candidates for tokens in listed]
+    made = streams.of_targets(Ragged.of("ids", outputs))
+    place_E = [
+        row * most + place for row, listed in enumerate(candidates) for place in range(len(listed))
+    ]
+    step_N = made.places(np.array(place_E, np.int64) * length)
+
+    def laid(values_NW: np.ndarray) -> np.ndarray:
+        # PAD and weight 0 are zero.
+        flat = np.zeros((rows * most * length, values_NW.shape[1]), values_NW.dtype)
+        flat[step_N] = values_NW
+        return flat.reshape(rows, most, length, -1).swapaxes(2, 3)
+
+    return {key: laid(values_NW) for key, values_NW in made.arrays.items()}
 
 
 def round_up(number: int, multiple: int) -> int:

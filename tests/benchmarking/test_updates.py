@@ -57,9 +57,11 @@ def test_a_report_by_hand(loaded, monkeypatch):
         updates.Round(2.0, 0.5, np.array([30.0, 10.0]), 0.75, 0.5),
         updates.Round(1.0, 0.0, np.array([20.0, 20.0]), 0.25, 0.5),
     ]
-    report = updates.system_report(loaded, System(), rounds, {"product": [6e9, 24e9]})
+    report = updates.system_report(loaded, System(), rounds, {"product": [6e9, 24e9]}, [4.0, 0.5])
     assert report["milliseconds_per_update"] == Spread(1500, 1000, 2000)
     assert report["milliseconds_waited"] == Spread(250, 0, 500)
+    assert report["batches_per_second"] == Spread(2.25, 0.5, 4)
+    assert report["share_of_input"] == Spread(1.0625, 0.125, 2)
     assert report["tokens_per_second"] == Spread(30, 20, 40)
     assert report["tokens_per_second_by_direction"] == {
         "l2r": Spread(17.5, 15, 20),

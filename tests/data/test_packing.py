@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidi.data.packing import PackedDataset, Rows
+from bidi.data.packing import Examples, PackedDataset, Rows
+from bidi.data.ragged import Ragged
 
 SOURCE, TARGET = 7, 5
 KEYS = {"source": SOURCE, "inputs": TARGET, "labels": TARGET, "weights": TARGET}
@@ -23,8 +24,17 @@ def example(number, source, target):
     }
 
 
+def together(examples, names):
+    arrays = {name: np.concatenate([one[name] for one in examples]) for name in names}
+    return Ragged(arrays, np.array([len(one[names[0]]) for one in examples]))
+
+
 def packed(examples, chunk, rows):
-    chunks = [examples[place : place + chunk] for place in range(0, len(examples), chunk)]
+    parts = [examples[place : place + chunk] for place in range(0, len(examples), chunk)]
+    chunks = [
+        Examples(together(part, ["source"]), together(part, ["inputs", "labels", "weights"]))
+        for part in parts
+    ]
     return PackedDataset(grain.MapDataset.source(chunks).to_iter_dataset(), rows)
 
 
