@@ -38,8 +38,12 @@ class Batching:
         return len(self.used)
 
     def queues(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
-        """Indices of sources of about one length, that length, rows, and sources of the queue."""
+        """Indices of sources of about one length, that length, rows, and sources of the queue.
+
+        Longer ones come first: while the last are searched, rows that find the queue empty idle.
+        """
         for members, length in _buckets(lengths):
+            members = members[::-1]
             rows = self.rows(len(members), length)
             queue = rows * min(QUEUE, _power_of_two(len(members) / rows))
             for start in range(0, len(members), queue):

@@ -264,11 +264,8 @@ class Generator:
 
             def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 # Without a queue every row keeps its sentence.
-                at_work = (
-                    source
-                    if rows == len(max_length_Q)
-                    else jax.tree.map(lambda leaf: leaf[place.sentence_B], source)
-                )
+                every_row = rows == len(max_length_Q)
+                at_work = source if every_row else source.rows(place.sentence_B)
                 return apply(
                     at_work,
                     cache,

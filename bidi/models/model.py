@@ -29,10 +29,19 @@ class Source:
     Attributes:
         encoded: what the model's decoder reads of them; first axis B.
         occurs_BEV: see `output.tokens_of`; None for a model without `CopyPrior`.
+        kernel_DV: see `Output`; not of the sources, but made once for all steps too.
     """
 
     encoded: Any
     occurs_BEV: jax.Array | None
+    kernel_DV: jax.Array
+
+    def rows(self, index_B: jax.Array) -> "Source":
+        """Of these rows, int32 [B']."""
+        encoded, occurs = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[index_B], (self.encoded, self.occurs_BEV)
+        )
+        return Source(encoded, occurs, self.kernel_DV)
 
 
 def most_examples(batch: Batch) -> int:
@@ -161,7 +170,7 @@ class Model(nn.Module):
         occurs_BEV = None
         if self.config.copy_prior:
             occurs_BEV = tokens_of(tokens_BS, segments_BS, examples, self.target_vocabulary)
-        return Source(encoded, occurs_BEV)
+        return Source(encoded, occurs_BEV, self.output_table().T)
 
     def decode(
         self,
@@ -208,8 +217,9 @@ class Model(nn.Module):
             source.encoded, cache, tokens_BPW, step_B, origins_BPWT, interact, combined
         )
         with jax.named_scope("projection"):
-            prepared = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
-            return nn.log_softmax(project(*prepared)), cache
+            states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
+            output = output.replace(kernel_DV=source.kernel_DV)
+            return nn.log_softmax(project(states_BPWD, output)), cache
 
     def smallest_batch(self) -> Batch:
         """A batch dict of one empty row: parameters do not depend on its lengths."""

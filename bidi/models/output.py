@@ -54,10 +54,13 @@ class Output:
     Attributes:
         table_VD: float32.
         prior: None for a model without.
+        kernel_DV: the table turned, where that is done already: XLA on a CPU multiplies few states
+            with it twice as fast.
     """
 
     table_VD: jax.Array
     prior: Prior | None = None
+    kernel_DV: jax.Array | None = None
 
     def example(self) -> jax.Array | None:
         """The example of each state, int32 [N] for N of them; None where it is of no matter."""
@@ -90,8 +93,15 @@ class Output:
 
 def project(states_D: jax.Array, output: Output) -> jax.Array:
     """States [..., D] to float32 logits [..., V]: their product with the table, and the prior."""
-    table_VD = output.table_VD.astype(states_D.dtype)
-    logits_V = jnp.einsum("...d,vd->...v", states_D, table_VD, preferred_element_type=jnp.float32)
+    names, table = "vd", output.table_VD
+    if output.kernel_DV is not None:
+        names, table = "dv", output.kernel_DV
+    logits_V = jnp.einsum(
+        f"...d,{names}->...v",
+        states_D,
+        table.astype(states_D.dtype),
+        preferred_element_type=jnp.float32,
+    )
     return logits_V if output.prior is None else logits_V + output.prior.logits()
 
 

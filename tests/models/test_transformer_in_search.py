@@ -33,7 +33,7 @@ def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     combined = coupling.hypotheses if config.coupling == "product" else None
 
     def decode_step(cache, tokens_BPW, place):
-        at_work = jax.tree.map(lambda leaf: jnp.asarray(leaf)[place.sentence_B], source)
+        at_work = source.rows(place.sentence_B)
         where = place.step_B, place.origins_BPWT
         return apply(at_work, cache, tokens_BPW, *where, interact, combined, method="decode_step")
 
