@@ -7,10 +7,10 @@ import gin
 import jax
 
 from bidi import config
+from bidi.data.config import DataConfig
 from bidi.data.folds import WithoutFold
 from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig
-from bidi.data.prepare import DataConfig
 from bidi.data.prepared import PairSource, Prepared
 from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams

@@ -9,7 +9,6 @@ A record of pairs/ is msgpack `{"source": bytes, "target": bytes}`, little-endia
 without markers; one of examples/ is msgpack `[source, [target, ...]]`.
 """
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -18,25 +17,21 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import gin
-import msgpack
-import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 
 import bidi
 from bidi.data import vocabulary
+from bidi.data.config import DataConfig
 from bidi.data.records import Records
-from bidi.data.sources import DataError, Example, Source, expand
-from bidi.data.vocabulary import UNK, Vocabulary, VocabularyConfig
-from bidi.files import in_bucket, matching, on_disk, path_of, remove, upload_directory, write_whole
+from bidi.data.sources import DataError, expand
+from bidi.data.splits import examples_file, pair_shards, write_split
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.files import in_bucket, matching, path_of, remove, upload_directory, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -44,37 +39,8 @@ MANIFEST = "manifest.json"
 # Raised when the layout or the meaning of a prepared directory changes.
 FORMAT = 1
 
-_PAIRS_PER_SHARD = 1_000_000
-# array_record finds single records fast only in groups of one; so small they do not compress.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 _LOCK = "lock"
 _UNFINISHED = "unfinished"
-_LOG_EVERY_SECONDS = 10.0
-
-
-@gin.configurable("Data")
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Data to prepare, and where.
-
-    Attributes:
-      directory: Where the prepared data are or will be; may contain `$VAR` and `~`.
-      source: Where the examples come from.
-      source_vocabulary: Trained on the sources of the training split.
-      target_vocabulary: Trained on its targets; None: one joint vocabulary, trained on both.
-      max_source_length: Pairs with more source tokens (without marker) are dropped and counted.
-      max_target_length: The same for target tokens.
-      truncate_source: Longer sources are cut to `max_source_length` instead, and counted: for
-        titles, whose texts say first what matters. A search cuts its sources alike.
-    """
-
-    directory: str = gin.REQUIRED
-    source: Source = gin.REQUIRED
-    source_vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
-    target_vocabulary: VocabularyConfig | None = None
-    max_source_length: int = 256
-    max_target_length: int = 256
-    truncate_source: bool = False
 
 
 def prepare(config: DataConfig) -> dict[str, Any]:
@@ -114,7 +80,7 @@ def prepare(config: DataConfig) -> dict[str, Any]:
                 for side, model in models.items()
             },
             "splits": {
-                split: _write_split(config, split, vocabularies, temporary)
+                split: write_split(config, split, vocabularies, temporary)
                 for split in config.source.splits
             },
             "versions": {
@@ -232,7 +198,7 @@ def _damage(directory: epath.Path, manifest: dict[str, Any]) -> str | None:
     for split, entry in manifest["splits"].items():
         kinds = [("pairs", pair_shards(directory, split))]
         if split != "train":
-            path = _examples_file(directory, split)
+            path = examples_file(directory, split)
             kinds.append(("examples", [path] if path.exists() else []))
         for kind, paths in kinds:
             if not paths:
@@ -248,15 +214,6 @@ def _damage(directory: epath.Path, manifest: dict[str, Any]) -> str | None:
         if not (directory / f"{side}.model").exists():
             return f"{side}.model is missing"
     return None
-
-
-def pair_shards(directory: epath.Path, split: str) -> list[epath.Path]:
-    """The shards of a split's pairs that there are, in order."""
-    return matching(directory / "pairs", f"{split}-*.array_record")
-
-
-def _examples_file(directory: epath.Path, split: str) -> epath.Path:
-    return directory / "examples" / f"{split}.array_record"
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
@@ -293,133 +250,3 @@ def _train_vocabularies(config: DataConfig) -> dict[str, bytes]:
         "source": train("source", config.source_vocabulary, sources()),
         "target": train("target", config.target_vocabulary, targets()),
     }
-
-
-class _Side:
-    """Length and unknown-token counts of one side of a split's pairs."""
-
-    def __init__(self) -> None:
-        self.lengths: collections.Counter[int] = collections.Counter()
-        self.unknown = 0
-
-    def add(self, ids: np.ndarray) -> None:
-        self.lengths[len(ids)] += 1
-        self.unknown += int(np.count_nonzero(ids == UNK))
-
-    def summary(self) -> dict[str, int | float]:
-        values = np.array(sorted(self.lengths))
-        counts = np.array([self.lengths[value] for value in values])
-        # inverted_cdf: a length that occurs, not a point between two.
-        median, p95, p99 = np.quantile(
-            values, [0.5, 0.95, 0.99], weights=counts, method="inverted_cdf"
-        )
-        return {
-            "tokens": int(values @ counts),
-            "unknown": self.unknown,
-            "mean": round(float(values @ counts / counts.sum()), 3),
-            "median": int(median),
-            "p95": int(p95),
-            "p99": int(p99),
-            "longest": int(values[-1]),
-        }
-
-
-def _write_split(
-    config: DataConfig, split: str, vocabularies: dict[str, Vocabulary], directory: epath.Path
-) -> dict[str, Any]:
-    """Writes the pairs (and but for train the examples) of a split; returns its manifest entry."""
-    sides = {"source": _Side(), "target": _Side()}
-    dropped = {"empty": 0, "source_too_long": 0, "target_too_long": 0}
-    digest = hashlib.sha256()
-    examples = pairs = truncated = 0
-    last_log = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        shards = stack.enter_context(contextlib.closing(_Shards(directory / "pairs", split)))
-        texts = None
-        if split != "train":
-            path = _examples_file(directory, split)
-            texts = stack.enter_context(contextlib.closing(record_writer(path)))
-        for example in config.source.examples(split):
-            examples += 1
-            record = msgpack.packb([example.source, example.targets])
-            digest.update(record)
-            if texts is not None:
-                texts.write(record)
-            for ids in _encode(example, vocabularies):
-                if reason := _reason_to_drop(ids, config):
-                    dropped[reason] += 1
-                    continue
-                pairs += 1
-                if len(ids["source"]) > config.max_source_length:
-                    truncated += 1
-                    ids["source"] = ids["source"][: config.max_source_length]
-                for side, counts in sides.items():
-                    counts.add(ids[side])
-                shards.write(msgpack.packb({s: i.astype("<i4").tobytes() for s, i in ids.items()}))
-            if time.monotonic() - last_log > _LOG_EVERY_SECONDS:
-                log.info("%s: %d examples, %d pairs so far", split, examples, pairs)
-                last_log = time.monotonic()
-    if pairs == 0:
-        raise DataError(
-            f"split {split!r}: none of {examples} examples is usable; dropped {dropped}"
-        )
-    log.info("%s: %d examples, %d pairs, dropped %s", split, examples, pairs, dropped)
-    return {
-        "examples": examples,
-        "pairs": pairs,
-        "dropped": dropped,
-        "truncated": truncated,
-        "sha256": digest.hexdigest(),
-        **{side: counts.summary() for side, counts in sides.items()},
-    }
-
-
-def _encode(
-    example: Example, vocabularies: dict[str, Vocabulary]
-) -> Iterator[dict[str, np.ndarray]]:
-    source = vocabularies["source"].encode(example.source)
-    # An example without any reference is a pair with an empty target, so that it is counted.
-    for target in example.targets or ("",):
-        yield {"source": source, "target": vocabularies["target"].encode(target)}
-
-
-def _reason_to_drop(ids: dict[str, np.ndarray], config: DataConfig) -> str | None:
-    if not len(ids["source"]) or not len(ids["target"]):
-        return "empty"
-    if len(ids["source"]) > config.max_source_length and not config.truncate_source:
-        return "source_too_long"
-    if len(ids["target"]) > config.max_target_length:
-        return "target_too_long"
-    return None
-
-
-class _Shards:
-    """Writes records into `<split>-00000-of-0000N.array_record`; N is known at the end."""
-
-    def __init__(self, directory: epath.Path, split: str):
-        self._directory = directory
-        self._split = split
-        self._written = 0
-        self._paths: list[epath.Path] = []
-        self._writer: Any = None
-
-    def write(self, record: bytes) -> None:
-        if self._written % _PAIRS_PER_SHARD == 0:
-            if self._writer is not None:
-                self._writer.close()
-            self._paths.append(self._directory / f"{self._split}-{len(self._paths):05d}")
-            self._writer = record_writer(self._paths[-1])
-        self._writer.write(record)
-        self._written += 1
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        for path in self._paths:
-            path.rename(f"{path}-of-{len(self._paths):05d}.array_record")
-
-
-def record_writer(path: os.PathLike[str]) -> Any:
-    """Writes records into a file of this machine, for random access."""
-    on_disk(path).parent.mkdir(exist_ok=True)
-    return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)

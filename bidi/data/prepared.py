@@ -10,9 +10,10 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from bidi.data.prepare import FORMAT, MANIFEST, pair_shards
+from bidi.data.prepare import FORMAT, MANIFEST
 from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, expand
+from bidi.data.splits import examples_file, pair_shards
 from bidi.data.vocabulary import Vocabulary
 
 _COMMAND = "python -m bidi.prepare --gin_file=... (the same files as for training)"
@@ -131,7 +132,7 @@ class Prepared:
           DataError: There is no such split, or it is train, whose texts are not kept.
         """
         self._split(split)
-        path = self.directory / "examples" / f"{split}.array_record"
+        path = examples_file(self.directory, split)
         if not path.is_file():
             raise DataError(f"{path} is missing: texts are kept of validation and test only")
         records = Records([path], _MEND)

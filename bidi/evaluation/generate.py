@@ -260,7 +260,7 @@ class Generator:
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self.model.apply, {"params": params})
-            source = apply(batch, examples=1, method="start")
+            source: Any = apply(batch, examples=1, method="start")
 
             def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 # Without a queue every row keeps its sentence.

@@ -19,9 +19,9 @@ from etils import epath
 from bidi import distributed
 from bidi.data import pseudo
 from bidi.data.folds import fold_of, read
-from bidi.data.prepare import record_writer
 from bidi.data.prepared import Pairs, Prepared
 from bidi.data.sources import DataError
+from bidi.data.splits import record_writer
 from bidi.data.streams import Direction
 from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator

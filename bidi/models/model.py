@@ -7,6 +7,7 @@ Letters: B batch, P pairs, W ways, S source steps, T target steps, E examples of
 V vocabulary.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -218,7 +219,7 @@ class Model(nn.Module):
         )
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
-            output = output.replace(kernel_DV=source.kernel_DV)
+            output = dataclasses.replace(output, kernel_DV=source.kernel_DV)
             return nn.log_softmax(project(states_BPWD, output)), cache
 
     def smallest_batch(self) -> Batch:

@@ -181,54 +181,16 @@ def beam_search(
     """
     ways = len(markers.ways)
     coupling = config.make_coupling(ways)
-    starts_W1 = jnp.array(markers.start, jnp.int32)[:, None]
     max_steps_Q = -(-max_length_Q // coupling.streams)
-    # What is cut off, too: a token for each stream and step.
-    longest_Q = max_steps_Q * coupling.streams
-
-    def not_done(state: _State) -> jax.Array:
-        return ~state.rows.idle_B.all()
-
-    def extend(state: _State) -> _State:
-        step_B, alive = state.rows.step_B, state.rows.alive
-        max_steps_B = max_steps_Q[state.rows.sentence_B]
-        at = hyps.At(step_B, step_B + 1 >= max_steps_B, config.min_length)
-        last_BWK = hyps.last_tokens(alive, step_B)
-        last_BWK = jnp.where(step_B[:, None, None] == 0, starts_W1[None], last_BWK)
-        place = Place(state.rows.sentence_B, step_B, state.rows.origins_BPWT)
-        log_probs_BPWV, cache = decode_step(state.cache, coupling.to_pairs(last_BWK), place)
-
-        # --> the 2K best continuations of each beam
-        with jax.named_scope("top_k"):
-            candidates = coupling.candidates(alive, log_probs_BPWV, at, markers)
-        finished = hyps.keep_finished(
-            state.rows.finished, alive, candidates, config.length_penalty, config.alpha
-        )
-        alive, parents_BGK = hyps.keep_alive(alive, candidates, step_B)
-
-        # --> what is done makes room
-        bound_BG = best_reachable_score(
-            alive.log_probs_BGK,
-            coupling.streams * step_B + 2,
-            longest_Q[state.rows.sentence_B],
-            config.length_penalty,
-            config.alpha,
-        )
-        settled_B = (finished.scores_BGK[..., config.n_best - 1] >= bound_BG).all(axis=1)
-        with jax.named_scope("reorder"):
-            rows_after, outcomes, next_sentence = queue.move_on(
-                dataclasses.replace(
-                    state.rows,
-                    step_B=jnp.where(state.rows.idle_B, step_B, step_B + 1),
-                    alive=alive,
-                    finished=finished,
-                    origins_BPWT=_origins(state.rows, alive, parents_BGK, coupling, markers),
-                ),
-                state.outcomes,
-                state.next_sentence,
-                done_B=~state.rows.idle_B & (settled_B | at.last_B),
-            )
-        return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
+    rounds = _Rounds(
+        decode_step=decode_step,
+        markers=markers,
+        config=config,
+        coupling=coupling,
+        max_steps_Q=max_steps_Q,
+        # What is cut off, too: a token for each stream and step.
+        longest_Q=max_steps_Q * coupling.streams,
+    )
 
     def beams(sentences: int) -> tuple[hyps.Alive, hyps.Finished]:
         number = ways // coupling.streams
@@ -242,8 +204,76 @@ def beam_search(
         next_sentence=jnp.int32(rows),
         cache=cache,
     )
-    last = jax.lax.while_loop(not_done, extend, first)
-    return _result(last, coupling, markers, longest_Q, config)
+    last = jax.lax.while_loop(lambda state: ~state.rows.idle_B.all(), rounds.extend, first)
+    return _result(last, coupling, markers, rounds.longest_Q, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounds:
+    """What all rounds of the loop share; the first four as for `beam_search`.
+
+    Attributes:
+        max_steps_Q: int32, steps that a stream of each sentence makes at most.
+        longest_Q: int32, tokens of its longest output.
+    """
+
+    decode_step: DecodeStep
+    markers: Markers
+    config: SearchConfig
+    coupling: Coupling
+    max_steps_Q: jax.Array
+    longest_Q: jax.Array
+
+    def extend(self, state: _State) -> _State:
+        """One round: every row's alive hypotheses grow by a token; rows that are done move on."""
+        config, coupling, rows = self.config, self.coupling, state.rows
+        step_B = rows.step_B
+        max_steps_B = self.max_steps_Q[rows.sentence_B]
+        at = hyps.At(step_B, step_B + 1 >= max_steps_B, config.min_length)
+        log_probs_BPWV, cache = self._price(state)
+
+        # --> the 2K best continuations of each beam
+        with jax.named_scope("top_k"):
+            candidates = coupling.candidates(rows.alive, log_probs_BPWV, at, self.markers)
+        finished = hyps.keep_finished(
+            rows.finished, rows.alive, candidates, config.length_penalty, config.alpha
+        )
+        alive, parents_BGK = hyps.keep_alive(rows.alive, candidates, step_B)
+
+        # --> what is done makes room
+        done_B = ~rows.idle_B & (self._settled(rows, alive, finished) | at.last_B)
+        with jax.named_scope("reorder"):
+            extended = dataclasses.replace(
+                rows,
+                step_B=jnp.where(rows.idle_B, step_B, step_B + 1),
+                alive=alive,
+                finished=finished,
+                origins_BPWT=_origins(rows, alive, parents_BGK, coupling, self.markers),
+            )
+            rows_after, outcomes, next_sentence = queue.move_on(
+                extended, state.outcomes, state.next_sentence, done_B
+            )
+        return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
+
+    def _price(self, state: _State) -> tuple[jax.Array, Any]:
+        """The log-probabilities of what may follow the last tokens, and the cache."""
+        rows = state.rows
+        starts_W1 = jnp.array(self.markers.start, jnp.int32)[:, None]
+        last_BWK = hyps.last_tokens(rows.alive, rows.step_B)
+        last_BWK = jnp.where(rows.step_B[:, None, None] == 0, starts_W1[None], last_BWK)
+        place = Place(rows.sentence_B, rows.step_B, rows.origins_BPWT)
+        return self.decode_step(state.cache, self.coupling.to_pairs(last_BWK), place)
+
+    def _settled(self, rows: queue.Rows, alive: hyps.Alive, finished: hyps.Finished) -> jax.Array:
+        """Where nothing that is alive after this step can come before any of the n best, [B]."""
+        bound_BG = best_reachable_score(
+            alive.log_probs_BGK,
+            self.coupling.streams * rows.step_B + 2,
+            self.longest_Q[rows.sentence_B],
+            self.config.length_penalty,
+            self.config.alpha,
+        )
+        return (finished.scores_BGK[..., self.config.n_best - 1] >= bound_BG).all(axis=1)
 
 
 def _origins(

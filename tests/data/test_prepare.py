@@ -1,4 +1,3 @@
-import collections
 import dataclasses
 import fcntl
 import hashlib
@@ -8,11 +7,12 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
 
 from bidi.data import prepare as module
-from bidi.data.prepare import DataConfig, check_prepared, prepare
+from bidi.data import splits
+from bidi.data.config import DataConfig
+from bidi.data.prepare import check_prepared, prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError, ParallelText
 from bidi.data.vocabulary import UNK, VocabularyConfig
@@ -187,12 +187,12 @@ def test_killed_in_the_middle_then_run_again(config):
         from bidi.data import prepare as module
         from bidi.data.prepare import *
         from bidi.data.sources import *
-        write = module._write_split
+        write = module.write_split
         def killed(config, split, *rest):
             if split == "test":
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(config, split, *rest)
-        module._write_split = killed
+        module.write_split = killed
         prepare({config!r})
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
@@ -230,7 +230,7 @@ def test_a_vocabulary_that_cannot_be_trained_is_named(config):
 
 def test_many_shards_hold_the_same_pairs(config, monkeypatch):
     one = prepare(config)
-    monkeypatch.setattr(module, "_PAIRS_PER_SHARD", 1)
+    monkeypatch.setattr(splits, "_PAIRS_PER_SHARD", 1)
     many = dataclasses.replace(config, directory=f"{config.directory}-many")
     assert prepare(many) == one
     shards = sorted(p.name for p in pathlib.Path(many.directory, "pairs").glob("train*"))
@@ -238,23 +238,6 @@ def test_many_shards_hold_the_same_pairs(config, monkeypatch):
     assert texts(Prepared.open(many.directory), "train") == texts(
         Prepared.open(config.directory), "train"
     )
-
-
-def test_length_summary_is_that_of_the_lengths():
-    side = module._Side()
-    lengths = [1] * 50 + [2] * 45 + [7] * 4 + [9]
-    for length in lengths:
-        side.add(np.full(length, UNK))
-    assert side.summary() == {
-        "tokens": sum(lengths),
-        "unknown": sum(lengths),
-        "mean": sum(lengths) / 100,
-        "median": 1,
-        "p95": 2,
-        "p99": 7,
-        "longest": 9,
-    }
-    assert collections.Counter(lengths) == side.lengths
 
 
 def test_manifest_is_json_with_versions(config):

@@ -4,7 +4,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from bidi.data.prepare import DataConfig, prepare
+from bidi.data.config import DataConfig
+from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError, ParallelText
 from bidi.data.vocabulary import VocabularyConfig

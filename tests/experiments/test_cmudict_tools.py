@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from bidi.data.prepare import DataConfig, prepare
+from bidi.data.config import DataConfig
+from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import ParallelText
 from bidi.data.vocabulary import VocabularyConfig

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bidi.config import ConfigError
+from bidi.data.config import DataConfig
 from bidi.data.partner import GOLD
 from bidi.data.pipeline import BatchConfig
-from bidi.data.prepare import DataConfig
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, UNK, Vocabulary, VocabularyConfig, train
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
