@@ -243,8 +243,8 @@ def _examples(
     def of(name: str) -> Ragged:
         return Ragged.of("ids", [pair[name] for pair in pairs])
 
-    sources = [part for pair in pairs for part in (pair["source"], _EOS)]
-    source = Ragged({"source": np.concatenate(sources)}, of("source").length_E + 1)
+    ids_N = np.concatenate([ids for pair in pairs for ids in (pair["source"], _EOS)])
+    source = Ragged({"source": ids_N}, np.array([len(pair["source"]) + 1 for pair in pairs]))
     if partner.kind != "pseudo":
         return Examples(source, streams.of_targets(of("target")))
     twice_E = np.repeat(np.arange(len(pairs)), len(streams.directions))
