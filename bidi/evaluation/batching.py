@@ -74,8 +74,18 @@ class Batching:
         return round_up(min(most, _power_of_two(members)), self.devices)
 
     def divided(self, tree: Any) -> Any:
-        """[B, ...] -> [devices, B / devices, ...]."""
-        return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), tree)
+        """[B, ...] -> [devices, B / devices, ...], dealt out in turn.
+
+        In the order of their lengths, and with what fills up the batch at the end, one device would
+        else have the long sources and another nothing to do.
+        """
+        return jax.tree.map(
+            lambda x: x.reshape(-1, self.devices, *x.shape[1:]).swapaxes(0, 1), tree
+        )
+
+    def joined(self, tree: Any) -> Any:
+        """Undoes `divided`."""
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
     def program(self, function: Callable[..., Any]) -> Any:
         """A function of parameters and batches, which are `divided`, on each device its share.

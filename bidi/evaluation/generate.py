@@ -136,7 +136,7 @@ class Generator:
             tally.batches += 1
             tally.row_steps_run += int(result.steps.sum()) * rows // self._batching.devices
             tally.row_steps_needed += int(result.steps_Q.sum())
-            result = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result.replace(steps=None))
+            result = self._batching.joined(result.replace(steps=None))
             for row, index in enumerate(indices):
                 found[index] = self._found(result, row)
         tally.sentences += len(sources)

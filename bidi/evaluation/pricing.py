@@ -63,11 +63,7 @@ class Pricing:
             streams = candidate_streams(
                 self._streams, [candidates[i] for i in indices], most, length, rows
             )
-            scores_BPW = jax.device_get(
-                self._compiled_score(interact)(
-                    self._params, self._batching.divided(batch), self._batching.divided(streams)
-                )
-            ).reshape(rows, most, -1)
+            scores_BPW = self._run(self._compiled_score(interact), batch, streams)
             if self._streams.layout == "halves":
                 scores_BPW = scores_BPW.sum(axis=-1, keepdims=True)
             for row, index in enumerate(indices):
@@ -96,17 +92,17 @@ class Pricing:
                 self._streams, [outputs[i] for i in indices], len(outputs[0]), length, rows
             )
             streams = {key: value[:, pairs_PW, ways_W] for key, value in of_outputs.items()}
-            log_probs_BPWT, predicted_BPWT = (
-                x.reshape(rows, *x.shape[2:])
-                for x in jax.device_get(
-                    self._compiled_price(interact)(
-                        self._params, self._batching.divided(batch), self._batching.divided(streams)
-                    )
-                )
+            log_probs_BPWT, predicted_BPWT = self._run(
+                self._compiled_price(interact), batch, streams
             )
             for row, index in enumerate(indices):
                 priced[index] = Priced(log_probs_BPWT[row], predicted_BPWT[row])
         return [one for one in priced if one is not None]
+
+    def _run(self, program: Any, *batches: dict[str, np.ndarray]) -> Any:
+        """What a program gives for batches [B, ...], on this machine."""
+        divided = map(self._batching.divided, batches)
+        return self._batching.joined(jax.device_get(program(self._params, *divided)))
 
     def _compile_score(self, interact: bool) -> Any:
         interact = interact or self._streams.layout == "halves"

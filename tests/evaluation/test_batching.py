@@ -1,0 +1,33 @@
+import jax
+import numpy as np
+import pytest
+
+from bidi.evaluation.batching import Batching
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_rows_are_dealt_out_and_come_back(devices):
+    batching = Batching(64, tuple(jax.devices()[:devices]))
+    tree = {"a": np.arange(16), "b": np.arange(48).reshape(16, 3)}
+    divided = batching.divided(tree)
+    assert divided["b"].shape == (devices, 16 // devices, 3)
+    np.testing.assert_array_equal(divided["a"][0], np.arange(0, 16, devices))
+    jax.tree.map(np.testing.assert_array_equal, batching.joined(divided), tree)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_devices_have_sources_of_like_lengths_the_longest_first(devices):
+    lengths = np.random.default_rng(0).integers(1, 30, 101)
+    batching = Batching(64, tuple(jax.devices()[:devices]))
+    seen = []
+    for indices, length, rows, queue in batching.queues(lengths):
+        of_queue = lengths[indices]
+        assert of_queue.max() <= length
+        assert rows % devices == queue % rows == 0
+        assert (np.diff(of_queue) <= 0).all()
+        filled = np.zeros(queue, int)
+        filled[: len(indices)] = of_queue
+        work = batching.divided(filled).sum(axis=1)
+        assert work.max() - work.min() <= length
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(101))
