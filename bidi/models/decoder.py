@@ -22,7 +22,7 @@ from bidi.models.attention import (
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
-from bidi.models.sublayers import FeedForward, Residual, make_fusion, per_way, run_layer
+from bidi.models.sublayers import FeedForward, LayerNorm, Residual, make_fusion, per_way, run_layer
 
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -317,7 +317,7 @@ class Decoder(nn.Module):
             for number in range(1, layers + 1)
         ]
         if self.config.norm == "pre":
-            self.norm = per_way(nn.LayerNorm, self.config.own_decoders)(
+            self.norm = per_way(LayerNorm, self.config.own_decoders)(
                 dtype=self.config.activation_dtype
             )
         if self.config.interaction == "top":

@@ -9,7 +9,7 @@ import jax
 from bidi.models.attention import attend, merge_heads, source_mask, split_heads, split_keys
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
-from bidi.models.sublayers import FeedForward, Residual, run_layer
+from bidi.models.sublayers import FeedForward, LayerNorm, Residual, run_layer
 
 
 class EncoderLayer(nn.Module):
@@ -47,5 +47,5 @@ class Encoder(nn.Module):
             module = EncoderLayer(self.config, name=f"layer_{layer}")
             x_BSD = run_layer(self.config, module, x_BSD, lambda m, x: m(x, mask_B1SS, train))
         if self.config.norm == "pre":
-            x_BSD = nn.LayerNorm(dtype=x_BSD.dtype, name="norm")(x_BSD)
+            x_BSD = LayerNorm(dtype=x_BSD.dtype, name="norm")(x_BSD)
         return x_BSD

@@ -10,14 +10,17 @@ from bidi.models.dense import Dense, Projections
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("features", [7, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_outputs_and_gradients_are_those_of_flax(shape, dtype):
+def test_outputs_and_gradients_are_those_of_flax(shape, features, dtype):
     rng = np.random.default_rng(0)
-    x, cotangent = rng.normal(size=shape), rng.normal(size=(*shape[:-1], 7))
-    params = nn.Dense(7).init(jax.random.key(0), x)
+    x, cotangent = rng.normal(size=shape), rng.normal(size=(*shape[:-1], features))
+    params = nn.Dense(features).init(jax.random.key(0), x)
 
     def pulled_back(module):
-        y, pull = jax.vjp(lambda params, x: module(7, dtype=dtype).apply(params, x), params, x)
+        y, pull = jax.vjp(
+            lambda params, x: module(features, dtype=dtype).apply(params, x), params, x
+        )
         return y, pull(jnp.asarray(cotangent, dtype))
 
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2

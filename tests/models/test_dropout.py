@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
-from bidi.models.dropout import Dropout
+from bidi.models.dropout import Dropout, threefry_bits
 
 
 def test_it_is_that_of_flax():
@@ -21,3 +22,15 @@ def test_it_is_that_of_flax():
             np.testing.assert_array_equal(*made)
             assert (made[0] == 0).any() == bool(rate)
     np.testing.assert_array_equal(Dropout(0.5).apply({}, x, deterministic=True), x)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (4, 2, 9), (3, 1, 1, 5, 8)])
+def test_bits_are_those_of_jax(shape):
+    for seed in (0, 1, 2**31 + 5):
+        key = jax.random.key(seed)
+        bits = jax.random.bits(key, shape)
+        np.testing.assert_array_equal(threefry_bits(key, shape), bits, strict=True)
+    keys = jax.random.split(jax.random.key(3), 2)
+    found = jax.vmap(lambda key: threefry_bits(key, shape))(keys)
+    expected = jax.vmap(lambda key: jax.random.bits(key, shape))(keys)
+    np.testing.assert_array_equal(found, expected, strict=True)

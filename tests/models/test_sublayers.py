@@ -1,6 +1,8 @@
+import flax.linen as nn
+import jax
 import numpy as np
 
-from bidi.models.sublayers import sinusoidal_positions
+from bidi.models.sublayers import LayerNorm, sinusoidal_positions
 
 
 def test_positions_are_those_of_the_paper():
@@ -13,3 +15,18 @@ def test_positions_are_those_of_the_paper():
     found = sinusoidal_positions(positions_BT, size)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_norm_is_that_of_flax():
+    x, cotangent = np.random.default_rng(0).normal(size=(2, 2, 1, 1, 3, 4)).astype("f4")
+    params = nn.LayerNorm().init(jax.random.key(0), x)
+
+    def pulled_back(module):
+        y, pull = jax.vjp(module.apply, params, x)
+        return y, pull(cotangent)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        pulled_back(LayerNorm()),
+        pulled_back(nn.LayerNorm()),
+    )
