@@ -210,9 +210,10 @@ def beam_search(
 
 @dataclasses.dataclass(frozen=True)
 class _Rounds:
-    """What all rounds of the loop share; the first four as for `beam_search`.
+    """What all rounds of the loop share; the first three as for `beam_search`.
 
     Attributes:
+        coupling: the config's.
         max_steps_Q: int32, steps that a stream of each sentence makes at most.
         longest_Q: int32, tokens of its longest output.
     """
