@@ -1,7 +1,8 @@
 """Is one evaluation better than another: python -m bidi.compare --a=A.json --b=B.json.
 
-A and B are what bidi.evaluate wrote for the same split. Prints the difference of their error rates
-with a paired bootstrap over the examples, and how far both err on the same ones.
+A and B are what bidi.evaluate wrote for the same split, each with its outputs beside it (A.txt): in
+a workdir or anywhere else. Prints the difference of their error rates with a paired bootstrap over
+the examples, and how far both err on the same ones.
 """
 
 import functools
@@ -10,8 +11,9 @@ import json
 import rich.console
 import rich.table
 from absl import flags
+from etils import epath
 
-from bidi import experiment, verb
+from bidi import config, experiment, verb
 from bidi.data.prepared import Prepared
 from bidi.evaluation import metrics
 from bidi.evaluation.report import separated
@@ -19,7 +21,7 @@ from bidi.evaluation.rouge import rouge_l_errors
 from bidi.evaluation.significance import error_overlap, paired_bootstrap
 from bidi.files import path_of
 
-_A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, in a workdir's eval/.")
+_A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, with its outputs beside it.")
 _B = flags.DEFINE_string("b", None, "Another one, of the same split.")
 _SEED = 0
 
@@ -29,15 +31,18 @@ def main(bindings: list[str]) -> None:
     if not (_A.value and _B.value):
         raise verb.UserError("--a and --b must name two reports of bidi.evaluate")
     path_a, path_b = path_of(_A.value), path_of(_B.value)
-    split, other = (json.loads(path.read_text())["split"] for path in (path_a, path_b))
-    if split != other:
-        raise verb.UserError(f"{path_a} is of {split}, {path_b} of {other}: not the same examples")
-    workdir = str(path_a.parent.parent)
-    loaded = experiment.load_run(workdir, bindings)
+    report, other = (json.loads(path.read_text()) for path in (path_a, path_b))
+    split = report["split"]
+    if split != other["split"]:
+        raise verb.UserError(
+            f"{path_a} is of {split}, {path_b} of {other['split']}: not the same examples"
+        )
+    texts = {f"the config in {path_a}": report["config"]}
+    loaded = config.load(experiment.build, [], bindings, texts)
     kind = loaded.evaluation.tokens
     examples = Prepared.open(loaded.data.directory).examples(split)
     references = [[separated(text, kind) for text in example.targets] for example in examples]
-    a, b = (path.with_suffix(".txt").read_text().splitlines() for path in (path_a, path_b))
+    a, b = (_outputs(path) for path in (path_a, path_b))
     if not len(a) == len(b) == len(references):
         raise verb.UserError(
             f"{path_a} has {len(a)} outputs, {path_b} {len(b)}, the split {len(references)} "
@@ -64,6 +69,13 @@ def main(bindings: list[str]) -> None:
         f"{overlap['only_b']:.2f} %; correlation {overlap['correlation']:.3f}",
         soft_wrap=True,
     )
+
+
+def _outputs(report: epath.Path) -> list[str]:
+    path = report.with_suffix(".txt")
+    if not path.is_file():
+        raise verb.UserError(f"{path} is missing: the outputs, which bidi.evaluate writes too")
+    return path.read_text().splitlines()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import gin
@@ -114,7 +114,10 @@ def gin_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load(
-    build: Callable[[], T], files: Sequence[str | os.PathLike[str]], bindings: Sequence[str]
+    build: Callable[[], T],
+    files: Sequence[str | os.PathLike[str]],
+    bindings: Sequence[str],
+    texts: Mapping[str, str] | None = None,
 ) -> T:
     """Reads gin files and bindings, checks all of it, and returns what `build` makes of it.
 
@@ -126,6 +129,7 @@ def load(
         fill in.
       files: gin files, also in a bucket; later ones override earlier ones.
       bindings: 'NAME = value' as `gin_arguments` gives them; they override the files.
+      texts: gin text by what messages call it; the files override it.
 
     Returns:
       The result of `build()`.
@@ -140,6 +144,8 @@ def load(
     gin.clear_config()
     try:
         found: Bindings = {}
+        for name, text in (texts or {}).items():
+            _read_text(name, text, found)
         for file in files:
             config_text.read_file(file, found)
         for text in bindings:
@@ -189,6 +195,10 @@ def _last_load() -> _Loaded:
     if _loaded is None:
         raise RuntimeError("no configuration is loaded: call bidi.config.load first")
     return _loaded
+
+
+def _read_text(name: str, text: str, found: Bindings) -> None:
+    config_text.read(text, lambda line: f"{name}:{line}", found)
 
 
 def _read_flag(text: str, found: Bindings) -> None:

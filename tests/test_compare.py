@@ -10,17 +10,19 @@ from bidi.evaluation import rouge
 
 
 @pytest.fixture
-def reports(trained):
-    """A perfect report and one that is wrong throughout, of a real run's test split."""
-    directory = trained.both / "eval"
-    directory.mkdir(exist_ok=True)
+def report(trained):
+    """What `bidi.evaluate` writes, as far as it is read here; a real run's, of its test split."""
+    return {"split": "test", "config": (trained.both / "config.gin").read_text()}
+
+
+@pytest.fixture
+def reports(trained, report, tmp_path):
+    """A perfect report and one that is wrong throughout, in a directory that is no workdir."""
     targets = [example.targets[0] for example in Prepared.open(str(trained.data)).examples("test")]
     for name, outputs in (("good", targets), ("bad", [f"{text}x" for text in targets])):
-        (directory / f"{name}.json").write_text(json.dumps({"split": "test"}))
-        (directory / f"{name}.txt").write_text("".join(f"{text}\n" for text in outputs))
-    yield directory
-    for path in directory.glob("*o*d.*"):
-        path.unlink()
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text}\n" for text in outputs))
+    return tmp_path
 
 
 def run(a, b, *bindings):
@@ -87,11 +89,23 @@ def test_where_both_are_wrong(reports, capsys):
     )
 
 
-def test_reports_that_cannot_be_compared(reports):
-    (reports / "bad.json").write_text(json.dumps({"split": "validation"}))
+def test_reports_that_cannot_be_compared(report, reports):
+    (reports / "bad.json").write_text(json.dumps(report | {"split": "validation"}))
     with pytest.raises(verb.UserError, match="not the same examples"):
         run(reports / "good.json", reports / "bad.json")
-    (reports / "bad.json").write_text(json.dumps({"split": "test"}))
+    (reports / "bad.json").write_text(json.dumps(report))
     (reports / "bad.txt").write_text("one line\n")
     with pytest.raises(verb.UserError, match="1, the split"):
+        run(reports / "good.json", reports / "bad.json")
+    (reports / "bad.txt").unlink()
+    with pytest.raises(verb.UserError, match=r"bad\.txt is missing"):
+        run(reports / "good.json", reports / "bad.json")
+
+
+def test_a_config_that_is_out_of_date_is_said(report, reports):
+    report["config"] += "\nSearch.gone = 3\n"
+    (reports / "good.json").write_text(json.dumps(report))
+    with pytest.raises(
+        config.ConfigError, match=r"the config in .*good\.json:\d+: Search has no parameter 'gone'"
+    ):
         run(reports / "good.json", reports / "bad.json")
