@@ -40,6 +40,11 @@ def print_leak(report: dict[str, Any], console: rich.console.Console) -> None:
             f"{wrong['searched']:.1f} % over; it would write {wrong['hidden']:.1f} % unread.",
             soft_wrap=True,
         )
+    if not report["both"]["shown"]["labels"]:
+        console.print(
+            "No label is shown, so none leaks: the differences are what a wrong context costs.",
+            soft_wrap=True,
+        )
     if same is not None:
         console.print(f"Both streams wrote the same for {same:.1f} % of the sources.")
 

@@ -54,6 +54,7 @@ def test_the_table_fits_a_terminal_and_says_the_leak():
     assert "Of 7 wrong tokens" in text
     assert "42.9 %" in text
     assert "the same for 94.0 % of the sources" in text
+    assert "none leaks" not in text
 
 
 def test_nothing_shown_is_no_number():
@@ -62,6 +63,7 @@ def test_nothing_shown_is_no_number():
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells == ["l2r shown", "-", "-", "-", "-", "", ""]
     assert "wrong tokens" not in text
+    assert "none leaks" in text
 
 
 def test_the_picture_shows_the_numbers():
