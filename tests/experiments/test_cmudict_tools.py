@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import shutil
+import subprocess
 
 import pytest
 
@@ -74,3 +76,60 @@ def test_curves_are_drawn(run, tmp_path, capsys):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     row = "| l2r | 100 | 5.0 | 0.8000 | -0.1000 |"
     assert capsys.readouterr().out.splitlines()[2:] == [row, row]
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """What `run.sh` calls python with, but for bidi.prepare, where nothing is installed or run."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "environment.sh").write_text(
+        'install_bidi() { :; }\npython() { echo "${@:2}"; }\n'
+    )
+    script = tmp_path / "experiments" / "cmudict" / "run.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(FOLDER / "run.sh", script)
+
+    def called(*names):
+        printed = subprocess.run(
+            ["bash", str(script), *names], check=True, capture_output=True, text=True
+        ).stdout
+        return [line for line in printed.splitlines() if not line.startswith("bidi.prepare")]
+
+    return called
+
+
+def test_a_name_says_how_it_is_trained_and_scored(commands):
+    assert commands("l2r_75k_seed2") == [
+        "bidi.train --gin_file=experiments/cmudict/l2r.gin --workdir=runs/cmudict/l2r_75k_seed2 "
+        "--gin.Training.seed=2 --gin.STEPS=75000",
+        "bidi.evaluate --workdir=runs/cmudict/l2r_75k_seed2 --split=validation",
+        "bidi.evaluate --workdir=runs/cmudict/l2r_75k_seed2 --split=test",
+    ]
+
+
+def test_two_names_are_two_models_that_agree(commands):
+    train, other, validation, test = commands("l2r_75k+r2l")
+    assert train.endswith("--workdir=runs/cmudict/l2r_75k --gin.STEPS=75000")
+    assert other.endswith("--workdir=runs/cmudict/r2l")
+    for split, command in (("validation", validation), ("test", test)):
+        assert command == (
+            f"bidi.evaluate --workdir=runs/cmudict/l2r_75k --split={split} "
+            "--partner_workdir=runs/cmudict/r2l"
+        )
+
+
+def test_labellers_are_trained_as_long_as_what_reads_them(commands):
+    pseudo = commands("pseudo_30k")[0]
+    assert pseudo.startswith("bidi.pseudo --gin_file=experiments/cmudict/pseudo.gin")
+    assert "--gin.STEPS=30000 --gin.Pseudo.labeller_bindings=('STEPS = 30000',)" in pseudo
+    assert pseudo.endswith("--gin.Partner.directory=data/cmudict-pseudo_30k")
+
+
+@pytest.mark.parametrize(
+    ("name", "scored", "leaks"), [("own_decoders", 4, 0), ("halves", 2, 1), ("gold", 6, 1)]
+)
+def test_a_system_is_scored_in_every_way_that_it_has(commands, name, scored, leaks):
+    called = [line for line in commands(name) if line.startswith("bidi.evaluate")]
+    assert len(set(called)) == len(called) == scored + leaks
+    assert sum("--leak" in line for line in called) == leaks
+    assert sum("--split=test" in line for line in called) == scored // 2
