@@ -160,11 +160,11 @@ class _Filling:
         self._config = config
         self._parts: list[Examples] = []
         self._row_E: list[int] = []
-        # Of each row the steps that are left of the source and of the target, and its examples.
+        self._room_E3: list[list[int]] = []  # what its row had left before each example
+        # Of a row the steps of the source and of the target, and its examples.
         most = np.iinfo(np.int64).max if config.most is None else config.most
-        self._room_3B = np.tile(
-            [[config.source_length], [config.target_length], [most]], config.bins
-        )
+        self._whole_3 = np.array([config.source_length, config.target_length, most])
+        self._room_3B = np.tile(self._whole_3[:, None], config.bins)
 
     @property
     def empty(self) -> bool:
@@ -192,8 +192,9 @@ class _Filling:
                     source, target, _ = needed_31[:, 0]
                     raise ValueError(f"{source} and {target} steps do not fit into {self._config}")
                 break
-            room_3B[:, row] -= needed_31[:, 0]
             self._row_E.append(row)
+            self._room_E3.append(room_3B[:, row].tolist())
+            room_3B[:, row] -= needed_31[:, 0]
         added = len(self._row_E) - before
         self._parts.append(chunk.between(start, start + added))
         return added
@@ -201,26 +202,28 @@ class _Filling:
     def rows(self) -> Row:
         """Those that hold something, [B, T, ...]."""
         row_E = np.array(self._row_E)
+        source_E, target_E, before_E = (self._whole_3 - self._room_E3).T
+        segment_E = (before_E + 1).astype(np.int32)
         source = Ragged.concatenate([part.source for part in self._parts])
         target = Ragged.concatenate([part.target for part in self._parts])
+        source_length, target_length = self._config.source_length, self._config.target_length
         return {
-            **_lay(source, "source", row_E, self._config.source_length),
-            **_lay(target, "inputs", row_E, self._config.target_length),
+            **_lay(source, "source", row_E, source_E, segment_E, source_length),
+            **_lay(target, "inputs", row_E, target_E, segment_E, target_length),
         }
 
 
-def _lay(examples: Ragged, name: str, row_E: np.ndarray, steps: int) -> Row:
-    """Laid into rows, in each as they come; `name` of what tells segments and positions."""
+def _lay(
+    examples: Ragged,
+    name: str,
+    row_E: np.ndarray,
+    start_E: np.ndarray,
+    segment_E: np.ndarray,
+    steps: int,
+) -> Row:
+    """Each laid into its row from its start on; `name` of what tells segments and positions."""
     count = int(row_E.max()) + 1  # first fit leaves no row empty before another
-    # Row by row, starts and segments are running sums.
-    order_E = np.argsort(row_E, kind="stable")
-    sorted_row_E, sorted_length_E = row_E[order_E], examples.length_E[order_E]
-    first_E = np.searchsorted(sorted_row_E, sorted_row_E)  # the first example of the same row
-    before_E = np.cumsum(sorted_length_E) - sorted_length_E
-    start_E, segment_E = np.empty_like(row_E), np.empty(len(row_E), np.int32)
-    start_E[order_E] = sorted_row_E * steps + before_E - before_E[first_E]
-    segment_E[order_E] = np.arange(len(row_E)) - first_E + 1
-    place_N = examples.places(start_E)
+    place_N = examples.places(row_E * steps + start_E)
 
     def laid(values_N: np.ndarray) -> np.ndarray:
         flat = np.zeros((count * steps, *values_N.shape[1:]), values_N.dtype)

@@ -189,8 +189,7 @@ class _Epochs:
         return np.concatenate(parts)
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        small = self._pairs <= np.iinfo(np.uint32).max
-        order = np.arange(self._pairs, dtype=np.uint32 if small else np.uint64)
+        order = np.arange(self._pairs, dtype=np.uint32)
         np.random.default_rng((self._seed, epoch)).shuffle(order)
         return order
 

@@ -64,6 +64,11 @@ class Ragged:
         """Of each sequence its first steps, at most so many."""
         return self._pieces(self.starts, np.minimum(self.length_E, most_E))
 
+    def after(self, most_E: np.ndarray) -> "Ragged":
+        """Of each sequence what `cut` leaves out."""
+        start_E = np.minimum(self.length_E, most_E)
+        return self._pieces(self.starts + start_E, self.length_E - start_E)
+
     def reversed(self) -> "Ragged":
         """Each sequence from its end."""
         last_E = self.starts + self.length_E - 1

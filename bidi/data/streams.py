@@ -82,8 +82,7 @@ class Streams:
         if self.layout == "whole":
             return self.beside({"l2r": targets, "r2l": targets})
         half_E = (targets.length_E + 1) // 2
-        rest = targets.reversed().cut(targets.length_E - half_E).reversed()
-        return self.beside({"l2r": targets.cut(half_E), "r2l": rest})
+        return self.beside({"l2r": targets.cut(half_E), "r2l": targets.after(half_E)})
 
     def beside(self, parts: Mapping[Direction, Ragged]) -> Ragged:
         """As `of_targets`, where it is given what each direction writes.

@@ -148,7 +148,7 @@ def _buckets(lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def _bucket(length: int) -> int:
-    """Lengths that rows are padded to: multiples of 8, from 64 on in steps of an eighth or less."""
+    """What rows are padded to: multiples of 8, from 64 on of an eighth of the next power of two."""
     step = max(8, 1 << max(int(length - 1).bit_length() - 3, 0))
     return round_up(length, step)
 

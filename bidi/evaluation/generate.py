@@ -295,10 +295,9 @@ class Generator:
             n_best[writer] = tuple(
                 Hypothesis(
                     tokens=tuple(
-                        int(token)
-                        for token in result.tokens_QGNT[row, beam, n][
-                            : result.lengths_QGN[row, beam, n]
-                        ]
+                        result.tokens_QGNT[
+                            row, beam, n, : result.lengths_QGN[row, beam, n]
+                        ].tolist()
                     ),
                     direction=writer,
                     log_prob=float(result.log_probs_QGN[row, beam, n]),

@@ -1,4 +1,4 @@
-"""Dense layers, and their gradient without transposed copies.
+"""Dense layers, and their gradient without transposed copies of what it is made of.
 
 Letters: N any leading axes as one, D input features, F output features, Q layers in one.
 """

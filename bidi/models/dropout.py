@@ -31,6 +31,8 @@ class Dropout(nn.Module):
         off = nn.merge_param("deterministic", self.deterministic, deterministic)
         if off or not self.rate:
             return x
+        if self.rate == 1.0:  # below, the gradient of x / 0 would be no number
+            return jnp.zeros_like(x)
         kept = _bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
         return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
 
@@ -41,7 +43,7 @@ def _bernoulli(rng: jax.Array, probability: float, shape: tuple[int, ...]) -> ja
     XLA divides the drawing of threefry's bits, but no other generator's: each device would draw
     those of all rows.
     """
-    if str(jax.random.key_impl(rng)) == "threefry2x32" and math.prod(shape) <= _COUNTS:
+    if str(jax.random.key_impl(rng)) == "threefry2x32" and math.prod(shape) < _COUNTS:
         return _uniform(threefry_bits(rng, shape)) < probability
     shards = row_shards()
     if shards == 1:
@@ -56,7 +58,7 @@ def _bernoulli(rng: jax.Array, probability: float, shape: tuple[int, ...]) -> ja
 
 
 def threefry_bits(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`jax.random.bits` of a threefry2x32 key, uint32, at most 2^32 of them.
+    """`jax.random.bits` of a threefry2x32 key, uint32, fewer than 2^32 of them.
 
     Threefry-2x32-20 of Salmon et al. 2011, section 3.2, as jax counts. On a CPU jax runs its rounds
     in a loop that writes all bits down and reads them again, five times: written out they are one

@@ -34,7 +34,7 @@ class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` of all steps in one axis: [..., D] -> [..., D].
 
     The gradient sums products over D. XLA on a CPU takes ten times as long for that where there are
-    axes of length 1, as P and W are in training.
+    axes of length 1, as P is in training, and W of one direction.
     """
 
     # Nothing is masked here.

@@ -36,10 +36,12 @@ def test_sequences_are_taken_in_any_order(sequences, data):
 
 
 @given(SEQUENCES, st.data())
-def test_cut(sequences, data):
+def test_what_is_cut_off_and_the_rest(sequences, data):
     most = [data.draw(st.integers(0, 6)) for _ in sequences]
     cut = ragged(sequences).cut(np.array(most, np.int64))
     assert listed(cut) == [one[:steps] for one, steps in zip(sequences, most, strict=True)]
+    rest = ragged(sequences).after(np.array(most, np.int64))
+    assert listed(rest) == [one[steps:] for one, steps in zip(sequences, most, strict=True)]
 
 
 @given(st.lists(SEQUENCES, min_size=1, max_size=3))

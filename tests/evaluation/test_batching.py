@@ -15,7 +15,7 @@ def test_rows_are_dealt_out_and_come_back(devices):
     jax.tree.map(np.testing.assert_array_equal, batching.joined(divided), tree)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, 2, 3])
 def test_devices_have_sources_of_like_lengths_the_longest_first(devices):
     lengths = np.random.default_rng(0).integers(1, 30, 101)
     batching = Batching(64, tuple(jax.devices()[:devices]))

@@ -33,7 +33,7 @@ def test_outputs_and_gradients_are_those_of_flax(shape, features, dtype):
     )
 
 
-def test_the_kernels_gradient_needs_no_transposition():
+def test_the_gradient_of_a_kernel_that_widens_needs_no_transposition():
     program = jax.make_jaxpr(jax.grad(lambda params, x: Dense(7).apply(params, x).sum()))(
         Dense(7).init(jax.random.key(0), jnp.ones((3, 5))), jnp.ones((3, 5))
     )

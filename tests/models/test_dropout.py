@@ -12,7 +12,7 @@ def test_it_is_that_of_flax():
     """Bit for bit: by the same names and keys, the same masks."""
     x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype("f4")
     for impl in ("threefry2x32", "rbg"):
-        for rate in (0.0, 0.3):
+        for rate in (0.0, 0.3, 1.0):
             made = [
                 nn.Sequential([module(rate, deterministic=False) for _ in range(2)]).apply(
                     {}, x, rngs={"dropout": jax.random.key(1, impl=impl)}
@@ -22,6 +22,14 @@ def test_it_is_that_of_flax():
             np.testing.assert_array_equal(*made)
             assert (made[0] == 0).any() == bool(rate)
     np.testing.assert_array_equal(Dropout(0.5).apply({}, x, deterministic=True), x)
+
+
+def test_where_all_is_dropped_the_gradient_is_nothing():
+    def total(x):
+        return Dropout(1.0, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(1)})
+
+    x = np.ones((2, 3), "f4")
+    np.testing.assert_array_equal(jax.vjp(total, x)[1](x)[0], np.zeros_like(x))
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (4, 2, 9), (3, 1, 1, 5, 8)])
