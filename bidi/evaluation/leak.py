@@ -89,7 +89,7 @@ def label_places(streams: Streams, length: int) -> tuple[np.ndarray, np.ndarray]
     numbered = streams.tokens(FIRST_TEXT_ID + np.arange(length))
     places_TW = np.maximum(numbered["labels"] - FIRST_TEXT_ID, -1)
     read_TW = np.maximum(numbered["inputs"] - FIRST_TEXT_ID, -1)
-    # At step t a stream sees the other's inputs 0 .. t, see attention.both_mask.
+    # At step t a stream sees the other's inputs 0 .. t, see attention.future_mask.
     seen_TW1T = np.tril(np.ones((len(read_TW),) * 2, bool))[:, None]
     is_there_TWT = places_TW[:, :, None] == read_TW[:, ::-1].T[None]
     shown_TW = (is_there_TWT & seen_TW1T).any(axis=-1) & (places_TW >= 0)

@@ -1,7 +1,7 @@
 """One attention for history and future, the masks it reads, and what joins the two.
 
-Letters: B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E head width,
-D model; N any leading axes.
+Letters: B batch, P pairs, W ways, T target steps, U those of the other way, S source or cached
+steps, H heads, E head width, D model; N any leading axes.
 """
 
 from typing import Literal
@@ -62,23 +62,38 @@ masked_softmax.defvjp(_forward, _backward)
 
 
 def attend_both(
-    q_NWHTE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, mask_both: jax.Array
+    q_NWHTE: jax.Array,
+    other_q_NWHUE: jax.Array,
+    k_NWHES: jax.Array,
+    v_NWHSE: jax.Array,
+    own_mask: jax.Array,
+    other_mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """History and future in one call: each way's keys are read by its own and the other's queries.
 
     Args:
-        q_NWHTE: queries of each way; W is the fourth axis from the end.
+        q_NWHTE: queries of each way for its own keys; W is the fourth axis from the end.
+        other_q_NWHUE: queries of each way for the other's keys.
         k_NWHES: keys of each way, turned as in `attend`.
         v_NWHSE: values of each way.
-        mask_both: bool [N, W, 1, 2T, S] for the keys of way w: its own queries, then the other's.
+        own_mask: bool [N, W, 1, T, S] for the keys of way w: what its own queries see.
+        other_mask: bool [N, W, 1, U, S] for the keys of way w: what the other's queries see.
 
     Returns:
-        What each way reads of itself and of the other, two of [N, W, H, T, E].
+        What each way reads of itself and of the other, [N, W, H, T, E] and [N, W, H, U, E].
     """
     steps = q_NWHTE.shape[-2]
-    queries = jnp.concatenate([q_NWHTE, jnp.flip(q_NWHTE, axis=-4)], axis=-2)
-    read = attend(queries, k_NWHES, v_NWHSE, mask_both)
+    queries = jnp.concatenate([q_NWHTE, jnp.flip(other_q_NWHUE, axis=-4)], axis=-2)
+    mask = jnp.concatenate([own_mask, other_mask], axis=-2)
+    read = attend(queries, k_NWHES, v_NWHSE, mask)
     return read[..., :steps, :], jnp.flip(read[..., steps:, :], axis=-4)
+
+
+def attend_other(
+    q_NWHUE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, other_mask: jax.Array
+) -> jax.Array:
+    """The future alone, [N, W, H, U, E]; see `attend_both`."""
+    return jnp.flip(attend(jnp.flip(q_NWHUE, axis=-4), k_NWHES, v_NWHSE, other_mask), axis=-4)
 
 
 def history_mask(segments_BPWT: jax.Array) -> jax.Array:
@@ -86,16 +101,13 @@ def history_mask(segments_BPWT: jax.Array) -> jax.Array:
     return _causal_mask(segments_BPWT, segments_BPWT)
 
 
-def both_mask(segments_BPWT: jax.Array) -> jax.Array:
-    """`history_mask` and, below it, what the other way's queries see: bool [B, P, W, 1, 2T, T].
+def future_mask(segments_BPWT: jax.Array) -> jax.Array:
+    """For the keys of way w: what the other way's queries see, bool [B, P, W, 1, T, T].
 
     At step t a stream sees the other's inputs 0 .. t: what it had written before this step
     (SB-NMT's mask, the diagonal included).
     """
-    other_BPWT = jnp.flip(segments_BPWT, axis=2)
-    return jnp.concatenate(
-        [history_mask(segments_BPWT), _causal_mask(other_BPWT, segments_BPWT)], axis=-2
-    )
+    return _causal_mask(jnp.flip(segments_BPWT, axis=2), segments_BPWT)
 
 
 def _causal_mask(queries_BPWT: jax.Array, keys_BPWT: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """The decoder: streams that run side by side and may read each other.
 
-Letters: B batch, P pairs, W ways, G decoders (1 shared, or W own ones), R ways of one (W / G),
-S source or cached steps, T target steps, H heads, E head width, D model.
+Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, G decoders (1 shared, or W
+own ones), R ways of one (W / G), S source or cached steps, T target steps, H heads, E head width,
+D model.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from bidi.models.attention import (
     attend,
     attend_both,
+    attend_other,
     merge_heads,
     source_mask,
     split_heads,
@@ -22,6 +24,7 @@ from bidi.models.attention import (
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
+from bidi.models.pairing import Pairing
 from bidi.models.sublayers import FeedForward, LayerNorm, Residual, make_fusion, per_way, run_layer
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -32,23 +35,30 @@ class Call:
     """What all layers of one call of the decoder share.
 
     Attributes:
-        self_mask: `attention.both_mask` where streams read each other, else
-            `attention.history_mask`; with a cache `cached_mask`.
+        own_mask: what a stream sees of itself, `attention.history_mask`; with a cache the first of
+            `cached_masks`.
+        other_mask: for each way's keys, what the other's queries see, `attention.future_mask` or
+            the second of `cached_masks`; None where the streams do not read each other.
         source_mask: bool, broadcastable to [B, G, H, R * P * T, S].
-        step_B: int32, the step of each row that is written to the cache; None without one.
-        interact: whether the streams read each other.
         train: whether dropout is on.
+        pairing: where streams have not read each other before, which ones stand in which pairs.
+        step_B: int32, the step of each row that is written to the cache; None without one.
         own_source_mask: where pair w is there for its stream of way w, `source_mask` of these
             streams: once streams have read each other for the last time, only these go on, see
             `own_streams`. None: all do.
     """
 
-    self_mask: jax.Array
+    own_mask: jax.Array
+    other_mask: jax.Array | None
     source_mask: jax.Array
-    step_B: jax.Array | None
-    interact: bool
     train: bool
+    pairing: Pairing
+    step_B: jax.Array | None = None
     own_source_mask: jax.Array | None = None
+
+    def alone(self) -> "Call":
+        """The same for streams, not pairs, that do not read each other."""
+        return dataclasses.replace(self, other_mask=None, pairing=Pairing(None))
 
 
 def own_streams(x_BPWT: jax.Array) -> jax.Array:
@@ -62,22 +72,43 @@ def read_streams(
 ) -> tuple[jax.Array, jax.Array, Cache | None]:
     """What each stream reads of itself and of the other, both [B, P, W, T, D], and the cache.
 
-    The second is zero where the streams do not read each other. `qkv` are [B, P, W, T, D]; with a
+    The second is zero where the streams do not read each other. `qkv` are [B, K, W, T, D]; with a
     cache T is 1, and what was written at former steps is read with it.
     """
+    q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call)
+    if call.other_mask is None:
+        history = attend(q, k, v, call.own_mask)
+        future = jnp.zeros_like(history)
+    else:
+        history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask)
+    if cache is not None:
+        history, future = call.pairing.pairs(steps_as_pairs(history)), steps_as_pairs(future)
+    return merge_heads(history), merge_heads(future), cache
+
+
+def read_others(
+    qkv: list[jax.Array], heads: int, cache: Cache | None, call: Call
+) -> tuple[jax.Array, Cache | None]:
+    """The second and the third of `read_streams`."""
+    _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call)
+    if call.other_mask is None:
+        future = jnp.zeros_like(other_q)
+    else:
+        future = attend_other(other_q, k, v, call.other_mask)
+    return merge_heads(future if cache is None else steps_as_pairs(future)), cache
+
+
+def _queries_keys_values(
+    qkv: list[jax.Array], heads: int, cache: Cache | None, call: Call
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]:
+    """Queries for a stream's own keys, queries for the other's, keys, values; and the cache."""
     q, k, v = qkv
     q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
-    if cache is not None and call.step_B is not None:
-        cache = write(cache, k, v, call.step_B)
-        q, (k, v) = pairs_as_steps(q), keys_values_of(cache)
-    if call.interact:
-        history, future = attend_both(q, k, v, call.self_mask)
-    else:
-        history = attend(q, k, v, call.self_mask)
-        future = jnp.zeros_like(history)
-    if cache is not None:
-        history, future = steps_as_pairs(history), steps_as_pairs(future)
-    return merge_heads(history), merge_heads(future), cache
+    if cache is None or call.step_B is None:
+        return q, q, k, v, None
+    cache = write(cache, k, v, call.step_B)
+    other_q = pairs_as_steps(call.pairing.pairs(q))
+    return pairs_as_steps(q), other_q, *keys_values_of(cache), cache
 
 
 def empty_keys_values(
@@ -132,24 +163,29 @@ def _flat(x: jax.Array, axis: int) -> jax.Array:
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def cached_mask(origins_BPWT: jax.Array, step_B: jax.Array, interact: bool) -> jax.Array:
-    """Who sees what in the cache: bool [B, W, 1, P, T * P], or [B, W, 1, 2P, T * P].
+def cached_masks(
+    origins_BPWT: jax.Array, step_B: jax.Array, pairing: Pairing
+) -> tuple[jax.Array, jax.Array]:
+    """Who sees what in the cache of each way: its own streams, and the other's, in their pairs.
 
-    Of the pairs that wrote at a step up to `step_B`, a stream sees the one that it comes from. If
-    streams read each other, what the other way's queries see stands below these rows: the same.
+    bool [B, W, 1, K, T * K] and [B, W, 1, P, T * K]. Of the streams that wrote at a step up to
+    `step_B`, a stream sees the one that it comes from; the other one of its pair sees the same.
     """
-    _, pairs, _, steps = origins_BPWT.shape
+    origins_BKWT = pairing.origins(origins_BPWT)
+    _, streams, _, steps = origins_BKWT.shape
     seen_BT = jnp.arange(steps)[None] <= step_B[:, None]
-    came_from_BPWTP = origins_BPWT[..., None] == jnp.arange(pairs)[None, None, None, None]
-    seen_BWPTP = (came_from_BPWTP & seen_BT[:, None, None, :, None]).transpose(0, 2, 1, 3, 4)
-    seen = seen_BWPTP.reshape(*seen_BWPTP.shape[:3], -1)[:, :, None]
-    return jnp.concatenate([seen, seen], axis=-2) if interact else seen
+    came_from_BKWTK = origins_BKWT[..., None] == jnp.arange(streams)[None, None, None, None]
+    seen_BKWTK = came_from_BKWTK & seen_BT[:, None, None, :, None]
+    seen_BKW1S = seen_BKWTK.reshape(*seen_BKWTK.shape[:3], 1, -1)
+    own, other = seen_BKW1S, pairing.pairs(seen_BKW1S)
+    return own.transpose(0, 2, 3, 1, 4), other.transpose(0, 2, 3, 1, 4)
 
 
 class SelfAttention(nn.Module):
     """A stream reads itself and, where the interaction is in the layers, the other.
 
-    [B, P, W, T, D] -> [B, P, W, T, D].
+    [B, P, W, T, D] -> [B, P, W, T, D]. What does not depend on a stream's partner is computed once
+    a stream.
     """
 
     config: TransformerConfig
@@ -160,7 +196,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         config, dtype = self.config, x_BPWTD.dtype
         dense, projections = (per_way(m, config.own_decoders) for m in (Dense, Projections))
-        qkv = projections(3, config.model_size, dtype=dtype, name="qkv")(x_BPWTD)
+        x_BKWTD = call.pairing.streams(x_BPWTD)
+        qkv = projections(3, config.model_size, dtype=dtype, name="qkv")(x_BKWTD)
         history, future, cache = read_streams(qkv, config.heads, cache, call)
         if config.interaction == "layers":
             history = make_fusion(config, call.train)(history, future)
@@ -170,7 +207,7 @@ class SelfAttention(nn.Module):
 class TopInteraction(nn.Module):
     """The streams read each other's final states, once, above the decoder (Su 2019).
 
-    [B, P, W, T, D] -> [B, P, W, T, D].
+    [B, P, W, T, D] -> [B, P, W, T, D], as `SelfAttention`.
     """
 
     config: TransformerConfig
@@ -181,8 +218,9 @@ class TopInteraction(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         config = self.config
         projections = per_way(Projections, config.own_decoders)
-        qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BPWTD)
-        _, future, cache = read_streams(qkv, config.heads, cache, call)
+        x_BKWTD = call.pairing.streams(x_BPWTD)
+        qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BKWTD)
+        future, cache = read_others(qkv, config.heads, cache, call)
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
         return make_fusion(config, call.train)(x_BPWTD, future), cache
@@ -292,7 +330,8 @@ class DecoderLayer(nn.Module):
 
         residual = Residual(config, own=own, train=call.train)
         x_BPWTD = residual(x_BPWTD, self_attention, "self_attention_norm")
-        if self.last and call.interact and call.own_source_mask is not None:
+        reads_other = call.other_mask is not None
+        if self.last and reads_other and call.own_source_mask is not None:
             x_BPWTD = own_streams(x_BPWTD)
             call = dataclasses.replace(call, source_mask=call.own_source_mask)
         x_BPWTD = residual(
@@ -327,50 +366,79 @@ class Decoder(nn.Module):
         """The source's keys and values for each layer."""
         return [layer.source_attention.project(encoded_BSD) for layer in self.layers]
 
-    def __call__(
-        self, x_BPWTD: jax.Array, source: list[KeysValues], cache: Cache | None, call: Call
-    ) -> tuple[jax.Array, Cache]:
-        """[B, P, W, T, D] -> [B, P, W, T, D] and the cache with these steps in it, if any.
+    def __call__(self, x_BPWTD: jax.Array, source: list[KeysValues], call: Call) -> jax.Array:
+        """Whole streams, [B, P, W, T, D] -> [B, P, W, T, D].
 
-        With an `own_source_mask` in the call, the first is [B, 1, W, T, D].
+        With an `own_source_mask` in the call, [B, 1, W, T, D].
         """
-        caches = {}
-        alone = dataclasses.replace(call, interact=False, self_mask=history_part(call))
-        in_layers = call if self.config.interaction == "layers" else alone
-        for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):
-            if cache is None:
-                whole = functools.partial(_whole_streams, source=keys_values, call=in_layers)
-                x_BPWTD = run_layer(self.config, layer, x_BPWTD, whole)
-            else:
-                name = f"layers_{index}"
-                x_BPWTD, caches[name] = layer(x_BPWTD, keys_values, cache[name], in_layers)
-        if self.config.norm == "pre":
-            x_BPWTD = self.norm(x_BPWTD)
-        if self.config.interaction == "top":
-            top_cache = None if cache is None else cache["top"]
-            x_BPWTD, caches["top"] = self.top(x_BPWTD, top_cache, call)
-        return x_BPWTD, caches
+        in_layers = call if self.config.interaction == "layers" else call.alone()
+        for layer, keys_values in zip(self.layers, source, strict=True):
+            whole = functools.partial(_whole_streams, source=keys_values, call=in_layers)
+            x_BPWTD = run_layer(self.config, layer, x_BPWTD, whole)
+        x_BPWTD = self._normalised(x_BPWTD)
+        return self.top(x_BPWTD, None, call)[0] if self.config.interaction == "top" else x_BPWTD
 
-    def empty_cache(self, batch: int, pairs: int, steps: int) -> Cache:
-        """Room for so many steps of every pair, see `empty_keys_values`."""
+    def step(
+        self,
+        x_BKW1D: jax.Array,
+        source: list[KeysValues],
+        source_mask: jax.Array,
+        cache: Cache,
+        step_B: jax.Array,
+        origins_BPWT: jax.Array,
+        interact: bool,
+        pairing: Pairing,
+    ) -> tuple[jax.Array, Cache]:
+        """One step of streams: the states [B, P, W, 1, D] of pairs, and the cache with it.
+
+        A stream depends on its partner from where it has first read it.
+        """
+
+        def call_of(pairing: Pairing) -> Call:
+            own, other = cached_masks(origins_BPWT, step_B, pairing)
+            return Call(own, other if interact else None, source_mask, False, pairing, step_B)
+
+        with jax.named_scope("attention"):
+            first, later = call_of(pairing), call_of(Pairing(None))
+        in_layers = interact and self.config.interaction == "layers"
+        x = pairing.pairs(x_BKW1D) if in_layers else x_BKW1D
+        caches = {}
+        for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):
+            name = f"layers_{index}"
+            call = (later if index else first) if in_layers else first.alone()
+            x, caches[name] = layer(x, keys_values, cache[name], call)
+        x = self._normalised(x)
+        x_BPW1D = x if in_layers else pairing.pairs(x)
+        if self.config.interaction == "top":
+            x_BPW1D, caches["top"] = self.top(x_BPW1D, cache["top"], first)
+        return x_BPW1D, caches
+
+    def empty_cache(self, batch: int, pairs: int, streams: int, steps: int) -> Cache:
+        """Room for so many steps of every pair, see `empty_keys_values`; or only of every stream.
+
+        Of streams where they have not read each other: in all layers, or only in the first.
+        """
         config = self.config
-        width = config.model_size // config.heads
-        room = empty_keys_values(
-            batch, self.ways, pairs, steps, config.heads, width, config.activation_dtype
+        room = functools.partial(
+            empty_keys_values,
+            batch,
+            self.ways,
+            steps=steps,
+            heads=config.heads,
+            width=config.model_size // config.heads,
+            dtype=config.activation_dtype,
         )
         names = [f"layers_{layer}" for layer in range(config.decoder_layers)]
+        of_pairs = names[1:] if config.interaction == "layers" else []
         if config.interaction == "top":
             names.append("top")
-        return dict.fromkeys(names, room)
+        return {name: room(pairs=pairs if name in of_pairs else streams) for name in names}
+
+    def _normalised(self, x_TD: jax.Array) -> jax.Array:
+        return self.norm(x_TD) if self.config.norm == "pre" else x_TD
 
 
 def _whole_streams(
     layer: nn.Module, x_BPWTD: jax.Array, source: KeysValues, call: Call
 ) -> jax.Array:
     return layer(x_BPWTD, source, None, call)[0]
-
-
-def history_part(call: Call) -> jax.Array:
-    """The rows of the mask that belong to a stream's own queries."""
-    rows = call.self_mask.shape[-2]
-    return call.self_mask[..., : rows // 2, :] if call.interact else call.self_mask

@@ -209,7 +209,7 @@ class Model(nn.Module):
                 `step_B` its own.
             interact: as for `__call__`.
             combined: static, K if the pairs are all combinations of K streams of each way, see
-                `Pairing`: what makes no use of it computes each pair by itself.
+                `Pairing`: what does not depend on a stream's partner is computed once a stream.
 
         Returns:
             Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.

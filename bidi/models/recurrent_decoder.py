@@ -11,13 +11,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bidi.models.attention import attend, both_mask, merge_heads, split_heads, split_keys
+from bidi.models.attention import (
+    attend_other,
+    future_mask,
+    merge_heads,
+    split_heads,
+    split_keys,
+)
 from bidi.models.axes import constrain
 from bidi.models.config import RecurrentConfig
 from bidi.models.decoder import (
     KeysValues,
     SourceAttention,
-    cached_mask,
+    cached_masks,
     empty_keys_values,
     keys_values_of,
     own_streams,
@@ -138,8 +144,8 @@ class Decoder(nn.Module):
             x_BPWTD = self.drop(self._modulated(x_BPWTD, modulation), deterministic=not train)
         other_BPWTD = None
         if interact:
-            mask = both_mask(segments_BPWT)[..., segments_BPWT.shape[-1] :, :]
-            other_BPWTD = merge_heads(_read_other(*self._queries_keys_values(x_BPWTD), mask))
+            q, k, v = self._queries_keys_values(x_BPWTD)
+            other_BPWTD = merge_heads(attend_other(q, k, v, future_mask(segments_BPWT)))
             if own_only:
                 x_BPWTD, other_BPWTD, segments_BPWT = (
                     own_streams(x) for x in (x_BPWTD, other_BPWTD, segments_BPWT)
@@ -178,12 +184,11 @@ class Decoder(nn.Module):
         other_BPW1D = None
         with jax.named_scope("attention"):
             if interact:
-                mask_BW1KS = cached_mask(origins_BKWT, step_B, interact=False)
-                mask_BW1PS = pairs_as_steps(pairing.pairs(steps_as_pairs(mask_BW1KS)))
+                _, mask_BW1PS = cached_masks(origins_BPWT, step_B, pairing)
                 q, k, v = self._queries_keys_values(x_BKW1D)
                 cache["top"] = write(cache["top"], k, v, step_B)
                 queries = pairs_as_steps(pairing.pairs(q))
-                read = _read_other(queries, *keys_values_of(cache["top"]), mask_BW1PS)
+                read = attend_other(queries, *keys_values_of(cache["top"]), mask_BW1PS)
                 other_BPW1D = merge_heads(steps_as_pairs(read))
             source_mask = (encoded.segments_BS != 0)[:, None, None, None]
             source_BKW1D = self.source_attention.read(x_BKW1D, encoded.keys_values, source_mask)
@@ -222,10 +227,3 @@ class Decoder(nn.Module):
         if self.config.interaction == "top":
             parts.append(jnp.zeros_like(own_D) if other_D is None else other_D)
         return constrain(nn.leaky_relu(self.out(jnp.concatenate(parts, axis=-1)), 0.2), "rows")
-
-
-def _read_other(
-    q_NWHTE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Each way's keys are read by the other's queries; `mask`: for the keys of way w."""
-    return jnp.flip(attend(jnp.flip(q_NWHTE, axis=-4), k_NWHES, v_NWHSE, mask), axis=-4)

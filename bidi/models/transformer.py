@@ -1,6 +1,7 @@
 """A Transformer whose decoder writes pairs of streams that may read each other.
 
-Letters: B batch, P pairs, W ways, S source steps, T target steps, D model, V vocabulary.
+Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S source steps, T target
+steps, D model, V vocabulary.
 """
 
 import functools
@@ -9,19 +10,19 @@ import flax.linen as nn
 import flax.struct
 import jax
 
-from bidi.models.attention import both_mask, history_mask
+from bidi.models.attention import future_mask, history_mask
 from bidi.models.config import TransformerConfig
 from bidi.models.decoder import (
     Call,
     Decoder,
     KeysValues,
-    cached_mask,
     own_streams,
     stream_source_mask,
 )
 from bidi.models.dropout import Dropout
 from bidi.models.encoder import Encoder
 from bidi.models.model import Cache, Model
+from bidi.models.pairing import Pairing
 from bidi.models.sublayers import sinusoidal_positions
 
 
@@ -74,7 +75,7 @@ class Transformer(Model):
         return Encoded(self.decoder.project_source(encoded_BSD), segments_BS)
 
     def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
-        return self.decoder.empty_cache(batch, pairs, steps)
+        return self.decoder.empty_cache(batch, pairs, combined or pairs, steps)
 
     def step(
         self,
@@ -86,20 +87,20 @@ class Transformer(Model):
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
-        interact = interact and self.interacts
-        with jax.named_scope("attention"):
-            self_mask = cached_mask(origins_BPWT, step_B, interact)
-        call = Call(
-            self_mask=self_mask,
-            source_mask=(encoded.segments_BS != 0)[:, None, None, None],
-            step_B=step_B,
-            interact=interact,
-            train=False,
-        )
+        pairing = Pairing(combined)
+        tokens_BKW1 = pairing.streams(tokens_BPW)[..., None]
         positions_B111 = step_B[:, None, None, None]
-        x_BPW1D = self._embed(self.target_embedding, tokens_BPW[..., None], positions_B111, False)
-        x_BPW1D, new_cache = self.decoder(x_BPW1D, encoded.keys_values, cache, call)
-        return x_BPW1D[..., 0, :], new_cache
+        states_BPW1D, cache = self.decoder.step(
+            self._embed(self.target_embedding, tokens_BKW1, positions_B111, False),
+            encoded.keys_values,
+            (encoded.segments_BS != 0)[:, None, None, None],
+            cache,
+            step_B,
+            origins_BPWT,
+            interact and self.interacts,
+            pairing,
+        )
+        return states_BPW1D[..., 0, :], cache
 
     def states(
         self,
@@ -118,16 +119,15 @@ class Transformer(Model):
             decoders=self._decoders,
         )
         call = Call(
-            self_mask=both_mask(segments_BPWT) if interact else history_mask(segments_BPWT),
+            own_mask=history_mask(segments_BPWT),
+            other_mask=future_mask(segments_BPWT) if interact else None,
             source_mask=read_source(segments_BPWT),
-            step_B=None,
-            interact=interact,
             train=train,
+            pairing=Pairing(None),
             own_source_mask=read_source(own_streams(segments_BPWT)) if own_only else None,
         )
         x_BPWTD = self._embed(self.target_embedding, inputs_BPWT, positions_BPWT, train)
-        x_BPWTD, _ = self.decoder(x_BPWTD, encoded.keys_values, None, call)
-        return x_BPWTD
+        return self.decoder(x_BPWTD, encoded.keys_values, call)
 
     def output_table(self) -> jax.Array:
         tied = self.config.tied_embeddings

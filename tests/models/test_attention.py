@@ -15,7 +15,8 @@ from bidi.models.attention import (
     Fusion,
     attend,
     attend_both,
-    both_mask,
+    attend_other,
+    future_mask,
     history_mask,
     masked_softmax,
     merge_heads,
@@ -109,15 +110,13 @@ def numpy_mask(queries_T, keys_S):
 @VARIED
 @given(SEGMENTS)
 def test_masks_are_their_definitions(segments_BPWT):
-    history, both = quick_jit(history_mask)(segments_BPWT), quick_jit(both_mask)(segments_BPWT)
-    assert history.shape == (2, 1, 2, 1, 4, 4)
-    assert both.shape == (2, 1, 2, 1, 8, 4)
+    history, future = (quick_jit(mask)(segments_BPWT) for mask in (history_mask, future_mask))
+    assert history.shape == future.shape == (2, 1, 2, 1, 4, 4)
     for b, w in np.ndindex(2, 2):
         own, other = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
         np.testing.assert_array_equal(history[b, 0, w, 0], numpy_mask(own, own))
-        np.testing.assert_array_equal(both[b, 0, w, 0, :4], numpy_mask(own, own))
         # The keys of way w, read by the other way.
-        np.testing.assert_array_equal(both[b, 0, w, 0, 4:], numpy_mask(other, own))
+        np.testing.assert_array_equal(future[b, 0, w, 0], numpy_mask(other, own))
 
 
 @VARIED
@@ -134,18 +133,23 @@ def test_source_mask_joins_equal_segments(queries_BT, source_BS):
 @given(SEGMENTS)
 def test_attend_both_is_two_readings(segments_BPWT):
     shape_BPWHTE = (2, 1, 2, 2, 4, 4)
-    q, k, v = (normal(*shape_BPWHTE, seed=seed) for seed in range(3))
-    read = quick_jit(attend_both)(q, k.swapaxes(-1, -2), v, both_mask(segments_BPWT))
+    # Of the other, only the last queries.
+    q, k, v, other_q = (normal(*shape_BPWHTE, seed=seed) for seed in range(4))
+    other_q, k_BPWHET = other_q[..., 1:, :], k.swapaxes(-1, -2)
+    own_mask, other_mask = history_mask(segments_BPWT), future_mask(segments_BPWT)[..., 1:, :]
+    read = quick_jit(attend_both)(q, other_q, k_BPWHET, v, own_mask, other_mask)
     history, future = jax.device_get(read)
     for b, w, h in np.ndindex(2, 2, 2):
         own, other = (b, 0, w, h), (b, 0, 1 - w, h)
         own_T, other_T = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
-        mask_own, mask_other = numpy_mask(own_T, own_T), numpy_mask(own_T, other_T)
+        mask_own, mask_other = numpy_mask(own_T, own_T), numpy_mask(own_T, other_T)[1:]
         expected = numpy_attend(q[own], k[own], v[own], mask_own)
         np.testing.assert_allclose(history[own], expected, atol=1e-5)
-        expected = numpy_attend(q[own], k[other], v[other], mask_other)
+        expected = numpy_attend(other_q[own], k[other], v[other], mask_other)
         np.testing.assert_allclose(future[own], expected, atol=1e-5)
         assert (future[own][~mask_other.any(axis=-1)] == 0).all()
+    alone = quick_jit(attend_other)(other_q, k_BPWHET, v, other_mask)
+    np.testing.assert_allclose(alone, future, atol=1e-6)
 
 
 def test_heads_are_slices_of_the_model_size():

@@ -269,3 +269,38 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
     }
     assert batch * 2 * 40 * size * (2 if own else 1) // 2 in sizes
     assert max(sizes) < batch * pairs * 40 * size
+
+
+@pytest.mark.parametrize(
+    ("interaction", "of_pairs"),
+    [("none", []), ("top", []), ("layers", ["layers_1", "layers_2"])],
+)
+def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pairs):
+    """Of all combinations of streams: queries, keys and values are made, and kept, of streams."""
+    batch, k, steps = 2, 3, 4
+    model = tiny.make_model(interaction=interaction, decoder_layers=3)
+    params, source = tiny.random_params(model), tiny.source_batch(np.ones((batch, 5)))
+
+    def step(params, combined):
+        apply = functools.partial(model.apply, {"params": params})
+        cache = apply(batch, k * k, steps, combined, method="empty_cache")
+        tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
+        where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
+        encoded = apply(source, method="start")
+        return apply(encoded, cache, tokens_BPW, *where, True, combined, method="decode_step")
+
+    def pairs_of_qkv(combined):
+        program = str(jax.make_jaxpr(step, static_argnums=1)(params, combined))
+        shape = rf":f32\[{batch},(\d+),2,1,{3 * model.config.model_size}\] = add"
+        return [int(pairs) for pairs in re.findall(shape, program)]
+
+    layers = 3 + (interaction == "top")
+    assert pairs_of_qkv(None) == [k * k] * layers
+    assert pairs_of_qkv(k) == [k] * (layers - len(of_pairs)) + [k * k] * len(of_pairs)
+    (log_probs, cache), (same, larger) = (
+        tiny.quick_jit(step, static_argnums=1)(params, combined) for combined in (k, None)
+    )
+    np.testing.assert_allclose(log_probs, same, atol=1e-5)
+    for name in cache:
+        times = 1 if name in of_pairs else k
+        assert cache[name]["keys"].size * times == larger[name]["keys"].size
