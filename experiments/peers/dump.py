@@ -1,6 +1,7 @@
 """Writes what all systems work on as JSON: python dump.py WORKDIR DIRECTORY (bidi's environment).
 
-test.json: of each test sentence its text, its token ids with end marker, and its reference.
+test.json: of each test sentence its text, its token ids with end marker, its reference, and the
+greatest length of its output, end marker included.
 pairs.json: token ids of the training pairs, without markers; train.source and train.target: the
 same as pieces between spaces, a pair a line, and dev.source and dev.target the first of them.
 """
@@ -9,6 +10,8 @@ import json
 import pathlib
 import sys
 
+import numpy as np
+
 from bidi.data.prepared import Prepared
 from bidi.data.vocabulary import EOS
 from bidi.experiment import load_run
@@ -16,16 +19,20 @@ from bidi.experiment import load_run
 
 def main(workdir: str, directory: pathlib.Path) -> None:
     """Reads the prepared data of a run and writes both files."""
-    prepared = Prepared.open(load_run(workdir, []).data.directory)
+    experiment = load_run(workdir, [])
+    prepared = Prepared.open(experiment.data.directory)
     vocabulary = prepared.source_vocabulary  # the target's as well
-    test = [
-        {
-            "text": example.source,
-            "source": [*vocabulary.encode(example.source).tolist(), EOS],
-            "reference": example.targets[0],
-        }
-        for example in prepared.examples("test")
-    ]
+    test = []
+    for example in prepared.examples("test"):
+        source = vocabulary.encode(example.source).tolist()
+        test.append(
+            {
+                "text": example.source,
+                "source": [*source, EOS],
+                "reference": example.targets[0],
+                "longest": int(experiment.search.max_length(np.array(len(source)))),
+            }
+        )
     pairs = prepared.pairs("train")
     training = [
         {side: ids.tolist() for side, ids in pair.items()}

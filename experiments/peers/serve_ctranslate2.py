@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import ctranslate2
-from serving import batches, longest_output, serve
+from serving import batches, serve
 
 
 class CTranslate2:
@@ -26,10 +26,9 @@ class CTranslate2:
         self._pieces = {token: piece for piece, token in self._ids.items()}
         config = json.loads((directory / "generation_config.json").read_text())
         self._suppressed = [[self._pieces[token]] for token in config["suppress_tokens"]]
-        self._sources = [
-            [self._pieces[token] for token in sentence["source"]]
-            for sentence in json.loads(pathlib.Path(test).read_text())
-        ]
+        sentences = json.loads(pathlib.Path(test).read_text())
+        self._sources = [[self._pieces[token] for token in one["source"]] for one in sentences]
+        self._longest = [one["longest"] for one in sentences]
 
     def about(self) -> dict[str, Any]:
         """How long loading took."""
@@ -40,7 +39,8 @@ class CTranslate2:
     ) -> dict[str, Any]:
         """Searches the first sentences; `batch` in sentences, None one by one.
 
-        `exact` waits for many more hypotheses to end.
+        The greatest length of a batch's outputs holds for all of them. `exact` waits for many more
+        hypotheses to end.
         """
         options = {
             "beam_size": beam,
@@ -52,9 +52,10 @@ class CTranslate2:
         tokens: list[list[int]] = [[] for _ in sources]
         start = time.perf_counter()
         for members in batches(sources, batch):
-            chosen = [sources[i] for i in members]
             results = self._translator.translate_batch(
-                chosen, max_decoding_length=longest_output(chosen), **options
+                [sources[i] for i in members],
+                max_decoding_length=max(self._longest[i] for i in members),
+                **options,
             )
             for i, result in zip(members, results, strict=True):
                 tokens[i] = [self._ids[piece] for piece in result.hypotheses[0]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from serving import batches, longest_output, serve
+from serving import batches, serve
 
 
 class Transformers:
@@ -44,16 +44,16 @@ class Transformers:
     ) -> dict[str, Any]:
         """Searches the first sentences; `batch` in sentences, None one by one.
 
+        bidi has a greatest length for each sentence; here the longest of a batch holds for all.
         `exact` ends a search only when nothing better can come.
         """
         sources = [sentence["source"] for sentence in self._test[:first]]
         tokens: list[list[int]] = [[] for _ in sources]
         start = time.perf_counter()
         for members in batches(sources, batch):
-            chosen = [sources[i] for i in members]
             outputs = self._model.generate(
-                **self._padded(chosen),
-                max_new_tokens=longest_output(chosen),
+                **self._padded([sources[i] for i in members]),
+                max_new_tokens=max(self._test[i]["longest"] for i in members),
                 num_beams=beam,
                 length_penalty=alpha if beam > 1 else None,
                 early_stopping=("never" if exact else False) if beam > 1 else None,

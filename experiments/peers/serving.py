@@ -26,14 +26,6 @@ COMMANDS = {
 }
 
 
-def longest_output(sources: list[list]) -> int:
-    """The greatest number of predictions for a batch: bidi's rule, for its longest source.
-
-    bidi has a greatest length for each sentence, 2 S + 10 for S tokens, which the others cannot.
-    """
-    return 2 * (max(map(len, sources)) - 1) + 10
-
-
 def batches(sources: list[list], batch: int | None) -> list[list[int]]:
     """Places of sources of like lengths, so many together; None is one by one."""
     order = sorted(range(len(sources)), key=lambda place: len(sources[place]))
