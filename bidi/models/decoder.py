@@ -77,8 +77,7 @@ def read_streams(
     """
     q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call)
     if call.other_mask is None:
-        history = attend(q, k, v, call.own_mask)
-        future = jnp.zeros_like(history)
+        history, future = attend(q, k, v, call.own_mask), jnp.zeros_like(other_q)
     else:
         history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask)
     if cache is not None:
@@ -400,7 +399,7 @@ class Decoder(nn.Module):
 
         with jax.named_scope("attention"):
             first, later = call_of(pairing), call_of(Pairing(None))
-        in_layers = interact and self.config.interaction == "layers"
+        in_layers = self.config.interaction == "layers"
         x = pairing.pairs(x_BKW1D) if in_layers else x_BKW1D
         caches = {}
         for index, (layer, keys_values) in enumerate(zip(self.layers, source, strict=True)):

@@ -271,11 +271,12 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
     assert max(sizes) < batch * pairs * 40 * size
 
 
+@pytest.mark.parametrize("interact", [True, False])
 @pytest.mark.parametrize(
     ("interaction", "of_pairs"),
     [("none", []), ("top", []), ("layers", ["layers_1", "layers_2"])],
 )
-def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pairs):
+def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pairs, interact):
     """Of all combinations of streams: queries, keys and values are made, and kept, of streams."""
     batch, k, steps = 2, 3, 4
     model = tiny.make_model(interaction=interaction, decoder_layers=3)
@@ -287,7 +288,8 @@ def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pair
         tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
         where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
         encoded = apply(source, method="start")
-        return apply(encoded, cache, tokens_BPW, *where, True, combined, method="decode_step")
+        arguments = encoded, cache, tokens_BPW, *where, interact, combined
+        return apply(*arguments, method="decode_step")
 
     def pairs_of_qkv(combined):
         program = str(jax.make_jaxpr(step, static_argnums=1)(params, combined))
