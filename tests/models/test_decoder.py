@@ -278,18 +278,12 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
 )
 def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pairs, interact):
     """Of all combinations of streams: queries, keys and values are made, and kept, of streams."""
-    batch, k, steps = 2, 3, 4
+    batch, k = 2, 3
     model = tiny.make_model(interaction=interaction, decoder_layers=3)
-    params, source = tiny.random_params(model), tiny.source_batch(np.ones((batch, 5)))
+    params = tiny.random_params(model)
 
     def step(params, combined):
-        apply = functools.partial(model.apply, {"params": params})
-        cache = apply(batch, k * k, steps, combined, method="empty_cache")
-        tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
-        where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
-        encoded = apply(source, method="start")
-        arguments = encoded, cache, tokens_BPW, *where, interact, combined
-        return apply(*arguments, method="decode_step")
+        return tiny.first_step(model, params, batch, k, combined, interact)
 
     def pairs_of_qkv(combined):
         program = str(jax.make_jaxpr(step, static_argnums=1)(params, combined))

@@ -8,7 +8,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -126,17 +125,12 @@ def test_pairs_are_those_of_the_product():
 
 def test_combined_streams_are_computed_once():
     """Nothing as large as gates of all pairs is made, and the cache holds streams, not pairs."""
-    batch, k, steps = 2, 3, 4
+    batch, k = 2, 3
     model = tiny.make_model(recurrent=True, interaction="top")
-    params, source = tiny.random_params(model), tiny.source_batch(np.ones((batch, 5)))
+    params = tiny.random_params(model)
 
     def step(params, combined):
-        apply = functools.partial(model.apply, {"params": params})
-        cache = apply(batch, k * k, steps, combined, method="empty_cache")
-        tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
-        where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
-        encoded = apply(source, method="start")
-        return apply(encoded, cache, tokens_BPW, *where, True, combined, method="decode_step")
+        return tiny.first_step(model, params, batch, k, combined)
 
     def streams_of_gates(combined):
         program = str(jax.make_jaxpr(step, static_argnums=1)(params, combined))

@@ -166,3 +166,14 @@ def random_pairs(count):
     return ListedPairs(
         [{"source": tokens(SOURCES), "target": tokens(TARGETS)} for _ in range(count)]
     )
+
+
+def first_step(model, params, batch: int, k: int, combined: int | None, interact: bool = True):
+    """`decode_step` of all k * k pairs of k streams a way, from nothing written."""
+    steps = 4
+    apply = functools.partial(model.apply, {"params": params})
+    cache = apply(batch, k * k, steps, combined, method="empty_cache")
+    tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
+    where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
+    source = apply(source_batch(np.ones((batch, 5))), method="start")
+    return apply(source, cache, tokens_BPW, *where, interact, combined, method="decode_step")
