@@ -21,13 +21,20 @@ from bidi.models.attention import (
     split_heads,
     split_keys,
 )
+from bidi.models.cache import (
+    KeysValues,
+    cached_masks,
+    empty_keys_values,
+    keys_values_of,
+    pairs_as_steps,
+    steps_as_pairs,
+    write,
+)
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
 from bidi.models.sublayers import FeedForward, LayerNorm, Residual, make_fusion, per_way, run_layer
-
-KeysValues = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ def read_streams(
     The second is zero where the streams do not read each other. `qkv` are [B, K, W, T, D]; with a
     cache T is 1, and what was written at former steps is read with it.
     """
-    q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call)
+    q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call.step_B, call.pairing)
     if call.other_mask is None:
         history, future = attend(q, k, v, call.own_mask), jnp.zeros_like(other_q)
     else:
@@ -86,98 +93,36 @@ def read_streams(
 
 
 def read_others(
-    qkv: list[jax.Array], heads: int, cache: Cache | None, call: Call
+    qkv: list[jax.Array],
+    heads: int,
+    cache: Cache | None,
+    other_mask: jax.Array | None,
+    step_B: jax.Array | None,
+    pairing: Pairing,
 ) -> tuple[jax.Array, Cache | None]:
-    """The second and the third of `read_streams`."""
-    _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call)
-    if call.other_mask is None:
+    """The second and the third of `read_streams`; the last three arguments: see `Call`."""
+    _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, step_B, pairing)
+    if other_mask is None:
         future = jnp.zeros_like(other_q)
     else:
-        future = attend_other(other_q, k, v, call.other_mask)
+        future = attend_other(other_q, k, v, other_mask)
     return merge_heads(future if cache is None else steps_as_pairs(future)), cache
 
 
 def _queries_keys_values(
-    qkv: list[jax.Array], heads: int, cache: Cache | None, call: Call
+    qkv: list[jax.Array],
+    heads: int,
+    cache: Cache | None,
+    step_B: jax.Array | None,
+    pairing: Pairing,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]:
     """Queries for a stream's own keys, queries for the other's, keys, values; and the cache."""
     q, k, v = qkv
     q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
-    if cache is None or call.step_B is None:
+    if cache is None or step_B is None:
         return q, q, k, v, None
-    cache = write(cache, k, v, call.step_B)
-    other_q = pairs_as_steps(call.pairing.pairs(q))
-    return pairs_as_steps(q), other_q, *keys_values_of(cache), cache
-
-
-def empty_keys_values(
-    batch: int, ways: int, pairs: int, steps: int, heads: int, width: int, dtype: jnp.dtype
-) -> Cache:
-    """Room for so many steps of every pair: keys [B, W, H, E, T, P], values [B, W, H, T, P, E].
-
-    Both lie as their products read them: with keys in the order of values, XLA on a CPU would turn
-    all of them round in every step.
-    """
-    keys = jnp.zeros((batch, ways, heads, width, steps, pairs), dtype)
-    return {"keys": keys, "values": jnp.moveaxis(keys, 3, 5)}
-
-
-def write(cache: Cache, k_BPWHE1: jax.Array, v_BPWH1E: jax.Array, step_B: jax.Array) -> Cache:
-    """The cache of `empty_keys_values` with a step of each row in it."""
-    k_BWHE1P, v_BWH1PE = k_BPWHE1.transpose(0, 2, 3, 4, 5, 1), v_BPWH1E.transpose(0, 2, 3, 4, 1, 5)
-    return {
-        "keys": _write(cache["keys"], k_BWHE1P, step_B, axis=3),
-        "values": _write(cache["values"], v_BWH1PE, step_B, axis=2),
-    }
-
-
-def keys_values_of(cache: Cache) -> KeysValues:
-    """All that is in the cache: keys [B, W, H, E, T * P] and values [B, W, H, T * P, E]."""
-    return _flat(cache["keys"], 4), _flat(cache["values"], 3)
-
-
-def pairs_as_steps(q_BPWH1E: jax.Array) -> jax.Array:
-    """The pairs of a sentence as queries of one product, [B, W, H, P, E]: they read one cache."""
-    return q_BPWH1E[..., 0, :].transpose(0, 2, 3, 1, 4)
-
-
-def steps_as_pairs(read_BWHPE: jax.Array) -> jax.Array:
-    """Undoes `pairs_as_steps`: [B, P, W, H, 1, E]."""
-    return read_BWHPE.transpose(0, 3, 1, 2, 4)[..., None, :]
-
-
-def _write(room: jax.Array, new: jax.Array, step_B: jax.Array, axis: int) -> jax.Array:
-    """Lays a step of each row where the row stands; `axis` of T in a row.
-
-    This is a scatter, even if all rows stand at one step. Of a slice update at a common step XLA on
-    a CPU makes two, one for the loop and one for the product, and copies the whole cache for each.
-    """
-    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis))(
-        room, new, step_B
-    )
-
-
-def _flat(x: jax.Array, axis: int) -> jax.Array:
-    """An axis and the next one as one."""
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def cached_masks(
-    origins_BPWT: jax.Array, step_B: jax.Array, pairing: Pairing
-) -> tuple[jax.Array, jax.Array]:
-    """Who sees what in the cache of each way: its own streams, and the other's, in their pairs.
-
-    bool [B, W, 1, K, T * K] and [B, W, 1, P, T * K]. Of the streams that wrote at a step up to
-    `step_B`, a stream sees the one that it comes from; the other one of its pair sees the same.
-    """
-    origins_BKWT = pairing.origins(origins_BPWT)
-    _, streams, _, steps = origins_BKWT.shape
-    seen_BT = jnp.arange(steps)[None] <= step_B[:, None]
-    came_from_BKWTK = origins_BKWT[..., None] == jnp.arange(streams)[None, None, None, None]
-    seen_BKWTK = came_from_BKWTK & seen_BT[:, None, None, :, None]
-    seen_BKW1S = seen_BKWTK.reshape(*seen_BKWTK.shape[:3], 1, -1)
-    own, other = seen_BKW1S, pairing.pairs(seen_BKW1S)
-    return own.transpose(0, 2, 3, 1, 4), other.transpose(0, 2, 3, 1, 4)
+    cache = write(cache, k, v, step_B)
+    return pairs_as_steps(q), pairs_as_steps(pairing.pairs(q)), *keys_values_of(cache), cache
 
 
 class SelfAttention(nn.Module):
@@ -219,7 +164,9 @@ class TopInteraction(nn.Module):
         projections = per_way(Projections, config.own_decoders)
         x_BKWTD = call.pairing.streams(x_BPWTD)
         qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BKWTD)
-        future, cache = read_others(qkv, config.heads, cache, call)
+        future, cache = read_others(
+            qkv, config.heads, cache, call.other_mask, call.step_B, call.pairing
+        )
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
         return make_fusion(config, call.train)(x_BPWTD, future), cache

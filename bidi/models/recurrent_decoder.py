@@ -11,27 +11,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bidi.models.attention import (
-    attend_other,
-    future_mask,
-    merge_heads,
-    split_heads,
-    split_keys,
-)
+from bidi.models.attention import future_mask
 from bidi.models.axes import constrain
+from bidi.models.cache import KeysValues, cached_masks, empty_keys_values
 from bidi.models.config import RecurrentConfig
-from bidi.models.decoder import (
-    KeysValues,
-    SourceAttention,
-    cached_masks,
-    empty_keys_values,
-    keys_values_of,
-    own_streams,
-    pairs_as_steps,
-    steps_as_pairs,
-    stream_source_mask,
-    write,
-)
+from bidi.models.decoder import SourceAttention, own_streams, read_others, stream_source_mask
 from bidi.models.dense import Dense, Projections
 from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
@@ -144,8 +128,8 @@ class Decoder(nn.Module):
             x_BPWTD = self.drop(self._modulated(x_BPWTD, modulation), deterministic=not train)
         other_BPWTD = None
         if interact:
-            q, k, v = self._queries_keys_values(x_BPWTD)
-            other_BPWTD = merge_heads(attend_other(q, k, v, future_mask(segments_BPWT)))
+            mask, qkv, heads = future_mask(segments_BPWT), self.qkv(x_BPWTD), self.config.heads
+            other_BPWTD, _ = read_others(qkv, heads, None, mask, None, Pairing(None))
             if own_only:
                 x_BPWTD, other_BPWTD, segments_BPWT = (
                     own_streams(x) for x in (x_BPWTD, other_BPWTD, segments_BPWT)
@@ -185,11 +169,10 @@ class Decoder(nn.Module):
         with jax.named_scope("attention"):
             if interact:
                 _, mask_BW1PS = cached_masks(origins_BPWT, step_B, pairing)
-                q, k, v = self._queries_keys_values(x_BKW1D)
-                cache["top"] = write(cache["top"], k, v, step_B)
-                queries = pairs_as_steps(pairing.pairs(q))
-                read = attend_other(queries, *keys_values_of(cache["top"]), mask_BW1PS)
-                other_BPW1D = merge_heads(steps_as_pairs(read))
+                qkv, heads = self.qkv(x_BKW1D), self.config.heads
+                other_BPW1D, cache["top"] = read_others(
+                    qkv, heads, cache["top"], mask_BW1PS, step_B, pairing
+                )
             source_mask = (encoded.segments_BS != 0)[:, None, None, None]
             source_BKW1D = self.source_attention.read(x_BKW1D, encoded.keys_values, source_mask)
         own_BPW1D, source_BPW1D = pairing.pairs(x_BKW1D), pairing.pairs(source_BKW1D)
@@ -213,11 +196,6 @@ class Decoder(nn.Module):
     def _modulated(self, x_D: jax.Array, modulation_2D: jax.Array) -> jax.Array:
         scale_D, shift_D = jnp.split(modulation_2D, 2, axis=-1)
         return constrain(self.normalise(x_D) * (1 + scale_D) + shift_D, "rows")
-
-    def _queries_keys_values(self, x_BPWTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self.qkv(x_BPWTD)
-        heads = self.config.heads
-        return split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
 
     def _joined(
         self, own_D: jax.Array, other_D: jax.Array | None, source_D: jax.Array

@@ -11,11 +11,11 @@ import flax.struct
 import jax
 
 from bidi.models.attention import future_mask, history_mask
+from bidi.models.cache import KeysValues
 from bidi.models.config import TransformerConfig
 from bidi.models.decoder import (
     Call,
     Decoder,
-    KeysValues,
     own_streams,
     stream_source_mask,
 )
