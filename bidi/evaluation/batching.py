@@ -17,7 +17,10 @@ from bidi.data.streams import Streams
 from bidi.data.vocabulary import PAD
 
 AXIS = "devices"
-QUEUE = 8  # sources that are read at once for each row of a search: a row takes one after another
+QUEUE = 16  # sources of one search, at most, for each of its rows: a row takes one after another
+# With so many sources a row, rows do not idle for much of a search, at its end. With fewer, those of
+# the next length join them: they take more room than they need, but only one of both searches ends.
+ENOUGH = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +45,23 @@ class Batching:
 
         Longer ones come first: while the last are searched, rows that find the queue empty idle.
         """
-        for members, length in _buckets(lengths):
+        for members, length in self._filled(lengths):
             members = members[::-1]
             rows = self.rows(len(members), length)
             queue = rows * min(QUEUE, _power_of_two(len(members) / rows))
             for start in range(0, len(members), queue):
                 yield members[start : start + queue], length, rows, queue
+
+    def _filled(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+        """`_buckets`; while there are not `ENOUGH` sources for each row, longer ones join them."""
+        waiting = np.zeros(0, np.int64)
+        buckets = list(_buckets(lengths))
+        for members, length in buckets:
+            waiting = np.concatenate([waiting, members])
+            is_last = length == buckets[-1][1]
+            if is_last or len(waiting) >= ENOUGH * self.rows(len(waiting), length):
+                yield waiting, length
+                waiting = waiting[:0]
 
     def batches(
         self, lengths: Sequence[int], streams: int

@@ -37,11 +37,13 @@ class Source:
     occurs_BEV: jax.Array | None
     kernel_DV: jax.Array
 
+    def of_rows(self) -> tuple[Any, jax.Array | None]:
+        """What has a first axis B."""
+        return self.encoded, self.occurs_BEV
+
     def rows(self, index_B: jax.Array) -> "Source":
         """Of these rows, int32 [B']."""
-        encoded, occurs = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf)[index_B], (self.encoded, self.occurs_BEV)
-        )
+        encoded, occurs = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index_B], self.of_rows())
         return Source(encoded, occurs, self.kernel_DV)
 
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from bidi.evaluation.batching import Batching
+from bidi.evaluation.batching import ENOUGH, QUEUE, Batching
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
@@ -31,3 +31,27 @@ def test_devices_have_sources_of_like_lengths_the_longest_first(devices):
         assert work.max() - work.min() <= length
         seen += indices.tolist()
     assert sorted(seen) == list(range(101))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("count", [1, 5, 400])
+def test_rows_have_several_sources_each_while_there_are_any(devices, count):
+    lengths = np.random.default_rng(0).integers(1, 100, count)
+    batching = Batching(256, tuple(jax.devices()[:devices]))
+    sources_of: dict[int, int] = {}
+    rows_of = {}
+    for indices, length, rows, queue in batching.queues(lengths):
+        assert len(indices) <= queue <= QUEUE * rows
+        sources_of[length] = sources_of.get(length, 0) + len(indices)
+        rows_of[length] = rows
+    *all_but_longest, _ = sources_of
+    assert all(sources_of[length] >= ENOUGH * rows_of[length] for length in all_but_longest)
+    # Many are not padded to the greatest length, few are all searched together.
+    assert len(sources_of) > 3 if count == 400 else len(sources_of) == 1
+
+
+def test_a_source_joins_longer_ones_only_where_its_like_are_few():
+    batching = Batching(64, tuple(jax.devices()[:1]))
+    many, few = [8] * ENOUGH * 8, [8] * (ENOUGH * 8 - 1)
+    assert [length for _, length, *_ in batching.queues([*many, 30])] == [8, 32]
+    assert [length for _, length, *_ in batching.queues([*few, 30])] == [32]

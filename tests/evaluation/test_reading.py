@@ -1,0 +1,57 @@
+"""Sources of a queue that are read by chunks.
+
+Q sentences of the queue, S source steps.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidi.evaluation.batching import source_batch
+from bidi.evaluation.reading import read_sources
+from tests.models import tiny
+
+SOURCES = [np.array(ids, np.int32) for ids in ([4, 5, 2], [6, 2], [5, 5, 4, 2])]
+QUEUE, ROWS = 8, 2
+
+MODELS = {
+    "transformer": {},
+    "own decoders": {"own_decoders": True},
+    "recurrent": {"recurrent": True, "joint": True, "copy_prior": True},
+}
+
+
+def read(model, params, batch, present, rows):
+    program = jax.jit(read_sources, static_argnums=(0, 4))
+    return program(model, params, batch, present, rows)
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_they_are_read_as_all_at_once_and_nothing_where_none_is(config):
+    model = tiny.make_model(2, **config)
+    params = tiny.random_params(model, 0)
+    batch = source_batch(SOURCES, 4, QUEUE)
+    present_Q = jnp.arange(QUEUE) < len(SOURCES)
+    read_at_once = read(model, params, batch, present_Q, QUEUE)
+    by_chunks = read(model, params, batch, present_Q, ROWS)
+    np.testing.assert_array_equal(by_chunks.kernel_DV, read_at_once.kernel_DV)
+
+    def compare(one, other):
+        np.testing.assert_allclose(one[: len(SOURCES)], other[: len(SOURCES)], atol=1e-5)
+        assert np.any(one[: len(SOURCES)])
+        # The chunk of the last sentence is read whole, those behind it are not.
+        assert not np.any(one[len(SOURCES) + 1 :])
+
+    jax.tree.map(compare, by_chunks.of_rows(), read_at_once.of_rows())
+
+
+def test_a_sentence_behind_a_chunk_of_none_is_read():
+    model = tiny.make_model(1)
+    params = tiny.random_params(model, 0)
+    batch = source_batch([SOURCES[0]] * QUEUE, 4, QUEUE)
+    present_Q = jnp.arange(QUEUE) == QUEUE - 1
+    encoded, _ = read(model, params, batch, present_Q, ROWS).of_rows()
+    for leaf in jax.tree.leaves(encoded):
+        assert np.any(leaf[-1])
+        assert not np.any(leaf[:-ROWS])
