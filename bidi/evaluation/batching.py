@@ -18,8 +18,9 @@ from bidi.data.vocabulary import PAD
 
 AXIS = "devices"
 QUEUE = 16  # sources of one search, at most, for each of its rows: a row takes one after another
-# With so many sources a row, rows do not idle for much of a search, at its end. With fewer, those of
-# the next length join them: they take more room than they need, but only one of both searches ends.
+# With so many sources a row, rows do not idle for much of a search, at its end. With fewer, those
+# of the next length join them: they take more room than they need, but only one of both searches
+# ends.
 ENOUGH = 3
 
 
