@@ -16,6 +16,7 @@ from bidi.models.config import RecurrentConfig
 from bidi.models.model import Cache
 from bidi.models.recurrent import Recurrent
 from bidi.models.recurrent_decoder import Encoded
+from bidi.models.slots import Room, Slots
 from bidi.provenance import CompileMeter
 from bidi.search.beam_search import SearchConfig
 
@@ -32,16 +33,17 @@ class PerPair(Recurrent):
         cache: Cache,
         tokens_BPW: jax.Array,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         """See `Model.step`."""
-        return super().step(encoded, cache, tokens_BPW, step_B, origins_BPWT, interact, None)
+        return super().step(encoded, cache, tokens_BPW, step_B, pairs, pairs, interact, None)
 
-    def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
+    def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
         """See `Model.empty_cache`."""
-        return super().empty_cache(batch, pairs, steps, None)
+        return super().empty_cache(batch, pairs, Room(room.pairs, room.pairs), None)
 
 
 def measure(

@@ -104,6 +104,7 @@ class Taken:
             "ratio_to_l2r": base and ratios(base.seconds, self.seconds),
             "row_steps_run": self.tally.row_steps_run,
             "row_steps_needed": self.tally.row_steps_needed,
+            "searched_again": self.tally.searched_again,
             "compile_seconds": self.compile_seconds,
             "program_memory": self.memory,
         }

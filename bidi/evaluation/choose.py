@@ -67,6 +67,7 @@ class System:
             tally.batches += sum(one.batches for one in tallies)
             tally.row_steps_run += sum(one.row_steps_run for one in tallies)
             tally.row_steps_needed += sum(one.row_steps_needed for one in tallies)
+            tally.searched_again += sum(one.searched_again for one in tallies)
             # Both models are given the same sources.
             tally.truncated += max(one.truncated for one in tallies)
         return [together(of_models) for of_models in zip(*found, strict=True)]

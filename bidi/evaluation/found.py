@@ -81,6 +81,7 @@ class Tally:
         batches: that they were laid in.
         row_steps_run: steps of the batches' loops times their rows, empty rows included.
         row_steps_needed: the same up to where each sentence was done.
+        searched_again: sentences that the cache had too little room for at first.
         truncated: sources that were cut to length.
     """
 
@@ -88,6 +89,7 @@ class Tally:
     batches: int = 0
     row_steps_run: int = 0
     row_steps_needed: int = 0
+    searched_again: int = 0
     truncated: int = 0
 
     def add(self, other: "Tally") -> None:

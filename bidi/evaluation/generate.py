@@ -6,8 +6,7 @@ V vocabulary.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,15 +15,18 @@ import numpy as np
 from bidi import distributed
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, Vocabulary
-from bidi.evaluation.batching import QUEUE, Batching, round_up, source_batch
+from bidi.evaluation.batching import QUEUE, Batching, source_batch
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
 from bidi.evaluation.reading import read_sources
 from bidi.models.model import Model
+from bidi.models.slots import Room
 from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConfig, beam_search
+from bidi.search.coupling import Coupling
+from bidi.search.slots import likely_room, whole_room
 
-_REGISTER = 8  # float32 numbers
+RoomOf = Callable[[Coupling, int], Room]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,20 +133,32 @@ class Generator:
         """`search` of sources that are token ids, int32 [s] without marker, by this process."""
         tally = Tally() if tally is None else tally
         encoded = self._with_end(sources, tally)
-        found: list[Found | None] = [None] * len(sources)
+        tally.sentences += len(sources)
+        found = self._search_encoded(encoded, config, tally, likely_room)
+        lost = [index for index in range(len(encoded)) if index not in found]
+        tally.searched_again += len(lost)
+        again = self._search_encoded([encoded[i] for i in lost], config, tally, whole_room)
+        found |= {lost[place]: one for place, one in again.items()}
+        return [found[index] for index in range(len(encoded))]
+
+    def _search_encoded(
+        self, encoded: Sequence[np.ndarray], config: SearchConfig, tally: Tally, room: RoomOf
+    ) -> dict[int, Found]:
+        """What is found by the place of the source, but where there was too little room."""
+        found = {}
         for indices, length, rows, queue in self._batching.queues([len(ids) for ids in encoded]):
             program, *batch = self._search_of(
-                [encoded[i] for i in indices], length, rows, queue, config
+                [encoded[i] for i in indices], length, rows, queue, config, room
             )
             result = jax.device_get(program(self.params, *batch))
             tally.batches += 1
             tally.row_steps_run += int(result.steps.sum()) * rows // self._batching.devices
-            tally.row_steps_needed += int(result.steps_Q.sum())
+            tally.row_steps_needed += int(result.steps_Q[~result.lost_Q].sum())
             result = self._batching.joined(result.replace(steps=None))
             for row, index in enumerate(indices):
-                found[index] = self._found(result, row)
-        tally.sentences += len(sources)
-        return [one for one in found if one is not None]
+                if not result.lost_Q[row]:
+                    found[index] = self._found(result, row)
+        return found
 
     def lower_search(self, source_tokens: int, config: SearchConfig) -> LoweredSearch:
         """The search of a full batch of sources of so many tokens, to be compiled.
@@ -153,7 +167,9 @@ class Generator:
         """
         encoded = np.full(source_tokens + 1, EOS, np.int32)
         length, rows, queue = self._batching.full(len(encoded))
-        program, *batch = self._search_of([encoded] * queue, length, rows, queue, config)
+        program, *batch = self._search_of(
+            [encoded] * queue, length, rows, queue, config, likely_room
+        )
         steps = QUEUE * self._steps(length, config)
         return LoweredSearch(program.lower(self.params, *batch), queue, steps)
 
@@ -229,6 +245,7 @@ class Generator:
         rows: int,
         queue: int,
         config: SearchConfig,
+        room: RoomOf,
     ) -> tuple[Any, Any, Any]:
         """A program, and what it takes beside the parameters."""
         max_length_Q = np.zeros(queue, np.int32)
@@ -236,24 +253,15 @@ class Generator:
         max_length_Q[: len(encoded)] = config.max_length(
             np.array([len(ids) - 1 for ids in encoded])
         )
-        room = self._room(length, config)
-        program = self._compiled_search(config, rows // self._batching.devices, room)
+        steps = self._steps(length, config)
+        rows_each = rows // self._batching.devices
+        program = self._compiled_search(config, rows_each, steps, room)
         batch = source_batch(encoded, length, queue)
         return program, self._batching.divided(batch), self._batching.divided(max_length_Q)
 
     def _steps(self, length: int, config: SearchConfig) -> int:
         """Of a stream's search, for sources of this length with their end marker."""
         return config.stream_steps(int(config.max_length(np.array(length - 1))), self._ways)
-
-    def _room(self, length: int, config: SearchConfig) -> int:
-        """Room for so many steps, or a few more.
-
-        The pairs of all steps are read as one axis. Where it is no multiple of a vector register's
-        8 numbers, XLA on a CPU takes 1.6 times as long for the product of queries and keys.
-        """
-        pairs = config.make_coupling(self._ways).pairs
-        multiple = _REGISTER // math.gcd(_REGISTER, pairs)
-        return round_up(self._steps(length, config), multiple)
 
     @property
     def _ways(self) -> int:
@@ -267,10 +275,9 @@ class Generator:
             allowed_WV[way, end] = True
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
 
-    def _compile_search(self, config: SearchConfig, rows: int, room: int) -> Any:
+    def _compile_search(self, config: SearchConfig, rows: int, steps: int, room_of: RoomOf) -> Any:
         coupling = config.make_coupling(self._ways)
-        interact = config.coupling != "none"
-        combined = coupling.hypotheses if config.coupling == "product" else None
+        interact, room = config.coupling != "none", room_of(coupling, steps)
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self.model.apply, {"params": params})
@@ -285,19 +292,21 @@ class Generator:
                     cache,
                     tokens_BPW,
                     place.step_B,
-                    place.origins_BPWT,
+                    place.pairs,
+                    place.streams,
                     interact,
-                    combined,
+                    coupling.combined,
                     method="decode_step",
                 )
 
             return beam_search(
                 decode_step,
-                apply(rows, coupling.pairs, room, combined, method="empty_cache"),
+                apply(rows, coupling.pairs, room, coupling.combined, method="empty_cache"),
                 markers=self._markers,
                 max_length_Q=max_length_Q,
                 rows=rows,
-                steps=room,
+                steps=steps,
+                room=room,
                 config=config,
             )
 

@@ -25,15 +25,15 @@ from bidi.models.cache import (
     KeysValues,
     cached_masks,
     empty_keys_values,
-    keys_values_of,
-    pairs_as_steps,
-    steps_as_pairs,
+    steps_as_streams,
+    streams_as_steps,
     write,
 )
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
+from bidi.models.slots import Room, Slots
 from bidi.models.sublayers import FeedForward, LayerNorm, Residual, make_fusion, per_way, run_layer
 
 
@@ -49,7 +49,7 @@ class Call:
         source_mask: bool, broadcastable to [B, G, H, R * P * T, S].
         train: whether dropout is on.
         pairing: where streams have not read each other before, which ones stand in which pairs.
-        step_B: int32, the step of each row that is written to the cache; None without one.
+        slot_BKW: int32, where in the cache streams write; None without one.
         own_source_mask: where pair w is there for its stream of way w, `source_mask` of these
             streams: once streams have read each other for the last time, only these go on, see
             `own_streams`. None: all do.
@@ -60,7 +60,7 @@ class Call:
     source_mask: jax.Array
     train: bool
     pairing: Pairing
-    step_B: jax.Array | None = None
+    slot_BKW: jax.Array | None = None
     own_source_mask: jax.Array | None = None
 
     def alone(self) -> "Call":
@@ -82,13 +82,13 @@ def read_streams(
     The second is zero where the streams do not read each other. `qkv` are [B, K, W, T, D]; with a
     cache T is 1, and what was written at former steps is read with it.
     """
-    q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call.step_B, call.pairing)
+    q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call.slot_BKW, call.pairing)
     if call.other_mask is None:
         history, future = attend(q, k, v, call.own_mask), jnp.zeros_like(other_q)
     else:
         history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask)
     if cache is not None:
-        history, future = call.pairing.pairs(steps_as_pairs(history)), steps_as_pairs(future)
+        history, future = call.pairing.pairs(steps_as_streams(history)), steps_as_streams(future)
     return merge_heads(history), merge_heads(future), cache
 
 
@@ -97,32 +97,33 @@ def read_others(
     heads: int,
     cache: Cache | None,
     other_mask: jax.Array | None,
-    step_B: jax.Array | None,
+    slot_BKW: jax.Array | None,
     pairing: Pairing,
 ) -> tuple[jax.Array, Cache | None]:
     """The second and the third of `read_streams`; the last three arguments: see `Call`."""
-    _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, step_B, pairing)
+    _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, slot_BKW, pairing)
     if other_mask is None:
         future = jnp.zeros_like(other_q)
     else:
         future = attend_other(other_q, k, v, other_mask)
-    return merge_heads(future if cache is None else steps_as_pairs(future)), cache
+    return merge_heads(future if cache is None else steps_as_streams(future)), cache
 
 
 def _queries_keys_values(
     qkv: list[jax.Array],
     heads: int,
     cache: Cache | None,
-    step_B: jax.Array | None,
+    slot_BKW: jax.Array | None,
     pairing: Pairing,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]:
     """Queries for a stream's own keys, queries for the other's, keys, values; and the cache."""
     q, k, v = qkv
     q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
-    if cache is None or step_B is None:
+    if cache is None or slot_BKW is None:
         return q, q, k, v, None
-    cache = write(cache, k, v, step_B)
-    return pairs_as_steps(q), pairs_as_steps(pairing.pairs(q)), *keys_values_of(cache), cache
+    cache = write(cache, k, v, slot_BKW)
+    own_q, other_q = streams_as_steps(q), streams_as_steps(pairing.pairs(q))
+    return own_q, other_q, cache["keys"], cache["values"], cache
 
 
 class SelfAttention(nn.Module):
@@ -165,7 +166,7 @@ class TopInteraction(nn.Module):
         x_BKWTD = call.pairing.streams(x_BPWTD)
         qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BKWTD)
         future, cache = read_others(
-            qkv, config.heads, cache, call.other_mask, call.step_B, call.pairing
+            qkv, config.heads, cache, call.other_mask, call.slot_BKW, call.pairing
         )
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
@@ -330,8 +331,8 @@ class Decoder(nn.Module):
         source: list[KeysValues],
         source_mask: jax.Array,
         cache: Cache,
-        step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool,
         pairing: Pairing,
     ) -> tuple[jax.Array, Cache]:
@@ -340,12 +341,13 @@ class Decoder(nn.Module):
         A stream depends on its partner from where it has first read it.
         """
 
-        def call_of(pairing: Pairing) -> Call:
-            own, other = cached_masks(origins_BPWT, step_B, pairing)
-            return Call(own, other if interact else None, source_mask, False, pairing, step_B)
+        def call_of(slots: Slots, pairing: Pairing) -> Call:
+            own, other = cached_masks(slots, pairing)
+            other_mask = other if interact else None
+            return Call(own, other_mask, source_mask, False, pairing, slots.slot_BKW)
 
         with jax.named_scope("attention"):
-            first, later = call_of(pairing), call_of(Pairing(None))
+            first, later = call_of(streams, pairing), call_of(pairs, Pairing(None))
         in_layers = self.config.interaction == "layers"
         x = pairing.pairs(x_BKW1D) if in_layers else x_BKW1D
         caches = {}
@@ -359,17 +361,16 @@ class Decoder(nn.Module):
             x_BPW1D, caches["top"] = self.top(x_BPW1D, cache["top"], first)
         return x_BPW1D, caches
 
-    def empty_cache(self, batch: int, pairs: int, streams: int, steps: int) -> Cache:
-        """Room for so many steps of every pair, see `empty_keys_values`; or only of every stream.
+    def empty_cache(self, batch: int, room: Room) -> Cache:
+        """Room for the steps of every pair, see `empty_keys_values`; or only of every stream.
 
         Of streams where they have not read each other: in all layers, or only in the first.
         """
         config = self.config
-        room = functools.partial(
+        empty = functools.partial(
             empty_keys_values,
             batch,
             self.ways,
-            steps=steps,
             heads=config.heads,
             width=config.model_size // config.heads,
             dtype=config.activation_dtype,
@@ -378,7 +379,7 @@ class Decoder(nn.Module):
         of_pairs = names[1:] if config.interaction == "layers" else []
         if config.interaction == "top":
             names.append("top")
-        return {name: room(pairs=pairs if name in of_pairs else streams) for name in names}
+        return {name: empty(room.pairs if name in of_pairs else room.streams) for name in names}
 
     def _normalised(self, x_TD: jax.Array) -> jax.Array:
         return self.norm(x_TD) if self.config.norm == "pre" else x_TD

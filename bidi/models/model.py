@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from bidi.models.axes import constrain
 from bidi.models.config import ModelConfig
 from bidi.models.output import CopyPrior, Output, project, tokens_of
+from bidi.models.slots import Room, Slots
 
 Batch = dict[str, jax.Array]
 Cache = dict[str, Any]
@@ -196,7 +197,8 @@ class Model(nn.Module):
         cache: Cache,
         tokens_BPW: jax.Array,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool = True,
         combined: int | None = None,
     ) -> tuple[jax.Array, Cache]:
@@ -207,8 +209,8 @@ class Model(nn.Module):
             cache: what was written at the steps before, see `empty_cache`.
             tokens_BPW: int32, the last tokens of the streams.
             step_B: int32, their place.
-            origins_BPWT: int32, the pair in whose place each step of a stream was written; at
-                `step_B` its own.
+            pairs: where the streams of pairs, [B, P, W], write and read in the cache.
+            streams: the same of the K streams of each way, if `combined`; else `pairs`.
             interact: as for `__call__`.
             combined: static, K if the pairs are all combinations of K streams of each way, see
                 `Pairing`: what does not depend on a stream's partner is computed once a stream.
@@ -217,7 +219,7 @@ class Model(nn.Module):
             Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.
         """
         states_BPWD, cache = self.step(
-            source.encoded, cache, tokens_BPW, step_B, origins_BPWT, interact, combined
+            source.encoded, cache, tokens_BPW, step_B, pairs, streams, interact, combined
         )
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
@@ -273,15 +275,16 @@ class Model(nn.Module):
         cache: Cache,
         tokens_BPW: jax.Array,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         """`decode_step` as far as the states, [B, P, W, D]."""
         raise NotImplementedError
 
-    def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
-        """A cache for `decode_step`: room for so many steps of every pair; `combined` as there."""
+    def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
+        """A cache for `decode_step` of so many pairs a row; `combined` as there."""
         raise NotImplementedError
 
     def output_table(self) -> jax.Array:

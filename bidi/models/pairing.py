@@ -33,13 +33,3 @@ class Pairing:
             return x_BKW
         first, second = x_BKW[:, :, 0], x_BKW[:, :, 1]
         return jnp.stack([jnp.repeat(first, k, axis=1), jnp.concatenate([second] * k, axis=1)], 2)
-
-    def origins(self, origins_BPWT: jax.Array) -> jax.Array:
-        """The stream, not the pair, in whose place each step was written: int32 [B, K, W, T]."""
-        k = self.combined
-        if k is None:
-            return origins_BPWT
-        origins_BKWT = self.streams(origins_BPWT)
-        places = jnp.stack([origins_BKWT[:, :, 0] // k, origins_BKWT[:, :, 1] % k], axis=2)
-        # A stream that has ended has no origin.
-        return jnp.where(origins_BKWT < 0, origins_BKWT, places)

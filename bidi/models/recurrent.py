@@ -15,6 +15,7 @@ from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent_decoder import Decoder, Encoded
 from bidi.models.recurrent_encoder import Encoder
+from bidi.models.slots import Room, Slots
 
 
 class Recurrent(Model):
@@ -68,19 +69,20 @@ class Recurrent(Model):
         cache: Cache,
         tokens_BPW: jax.Array,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         pairing = Pairing(combined)
         x_BKW1D = self.target_embedding(pairing.streams(tokens_BPW)[..., None])
         states_BPW1D, cache = self.decoder.step(
-            x_BKW1D, encoded, cache, step_B, origins_BPWT, interact and self.interacts, pairing
+            x_BKW1D, encoded, cache, step_B, streams, interact and self.interacts, pairing
         )
         return states_BPW1D[..., 0, :], cache
 
-    def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
-        return self.decoder.empty_cache(batch, combined or pairs, steps)
+    def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
+        return self.decoder.empty_cache(batch, combined or pairs, room.streams)
 
     def output_table(self) -> jax.Array:
         return self.output.embedding

@@ -1,7 +1,7 @@
 """The recurrent model's decoders: streams that run side by side and may read each other.
 
-Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S source or cached steps,
-T target steps, E examples of a row, D model.
+Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, S source steps, M slots of
+the cache, T target steps, E examples of a row, D model.
 """
 
 import functools
@@ -21,6 +21,7 @@ from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
+from bidi.models.slots import Slots
 from bidi.models.sublayers import per_way
 
 
@@ -144,16 +145,13 @@ class Decoder(nn.Module):
         encoded: Encoded,
         cache: Cache,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        slots: Slots,
         interact: bool,
         pairing: Pairing,
     ) -> tuple[jax.Array, Cache]:
         """One step of streams: the states [B, P, W, 1, D] of pairs, and the cache with it."""
-        origins_BKWT = pairing.origins(origins_BPWT)
-        before_B111 = jnp.maximum(step_B - 1, 0)[:, None, None, None]
-        # Where a stream has ended it is of no matter from where it goes on.
-        from_BKW1 = jnp.maximum(jnp.take_along_axis(origins_BKWT, before_B111, axis=-1), 0)
-        begins_BKW1 = jnp.broadcast_to((step_B == 0)[:, None, None, None], from_BKW1.shape)
+        parents_BKW1 = slots.parents_BKW[..., None]
+        begins_BKW1 = jnp.broadcast_to((step_B == 0)[:, None, None, None], parents_BKW1.shape)
         modulations = [values[:, None, :, :1] for values in encoded.modulations]
         cache = dict(cache)
         with jax.named_scope("recurrence"):
@@ -161,24 +159,24 @@ class Decoder(nn.Module):
             for index, layer in enumerate(self.layers):
                 name = f"layers_{index}"
                 carry = jax.tree.map(
-                    lambda room: jnp.take_along_axis(room, from_BKW1, axis=1), cache[name]
+                    lambda room: jnp.take_along_axis(room, parents_BKW1, axis=1), cache[name]
                 )
                 x_BKW1D, cache[name] = layer(x_BKW1D, begins_BKW1, carry)
                 x_BKW1D = self._modulated(x_BKW1D, modulations[index + 1])
         other_BPW1D = None
         with jax.named_scope("attention"):
             if interact:
-                _, mask_BW1PS = cached_masks(origins_BPWT, step_B, pairing)
+                _, mask_BW1PM = cached_masks(slots, pairing)
                 qkv, heads = self.qkv(x_BKW1D), self.config.heads
                 other_BPW1D, cache["top"] = read_others(
-                    qkv, heads, cache["top"], mask_BW1PS, step_B, pairing
+                    qkv, heads, cache["top"], mask_BW1PM, slots.slot_BKW, pairing
                 )
             source_mask = (encoded.segments_BS != 0)[:, None, None, None]
             source_BKW1D = self.source_attention.read(x_BKW1D, encoded.keys_values, source_mask)
         own_BPW1D, source_BPW1D = pairing.pairs(x_BKW1D), pairing.pairs(source_BKW1D)
         return self._joined(own_BPW1D, other_BPW1D, source_BPW1D), cache
 
-    def empty_cache(self, batch: int, streams: int, steps: int) -> Cache:
+    def empty_cache(self, batch: int, streams: int, slots: int) -> Cache:
         """The last states of every stream, and room for so many steps of what others read of it."""
         config = self.config
         nothing_BKWD = jnp.zeros((batch, streams, self.ways, config.model_size))
@@ -189,7 +187,7 @@ class Decoder(nn.Module):
         if config.interaction == "top":
             width = config.model_size // config.heads
             cache["top"] = empty_keys_values(
-                batch, self.ways, streams, steps, config.heads, width, nothing_BKWD.dtype
+                batch, self.ways, slots, config.heads, width, nothing_BKWD.dtype
             )
         return cache
 

@@ -23,6 +23,7 @@ from bidi.models.dropout import Dropout
 from bidi.models.encoder import Encoder
 from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
+from bidi.models.slots import Room, Slots
 from bidi.models.sublayers import sinusoidal_positions
 
 
@@ -74,8 +75,8 @@ class Transformer(Model):
         encoded_BSD = self.encoder(x_BSD, segments_BS, train)
         return Encoded(self.decoder.project_source(encoded_BSD), segments_BS)
 
-    def empty_cache(self, batch: int, pairs: int, steps: int, combined: int | None = None) -> Cache:
-        return self.decoder.empty_cache(batch, pairs, combined or pairs, steps)
+    def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
+        return self.decoder.empty_cache(batch, room)
 
     def step(
         self,
@@ -83,7 +84,8 @@ class Transformer(Model):
         cache: Cache,
         tokens_BPW: jax.Array,
         step_B: jax.Array,
-        origins_BPWT: jax.Array,
+        pairs: Slots,
+        streams: Slots,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
@@ -95,8 +97,8 @@ class Transformer(Model):
             encoded.keys_values,
             (encoded.segments_BS != 0)[:, None, None, None],
             cache,
-            step_B,
-            origins_BPWT,
+            pairs,
+            streams,
             interact and self.interacts,
             pairing,
         )

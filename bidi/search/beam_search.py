@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bidi.models.slots import Room, Slots
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
 from bidi.search.coupling import Coupling, CouplingName, PartnerWeights, make_coupling
 from bidi.search.hypotheses import Markers
 from bidi.search.scoring import Penalty, best_reachable_score, length_penalty
+from bidi.search.slots import first_slots, follow
 
 
 @flax.struct.dataclass
@@ -31,13 +33,15 @@ class Place:
     Attributes:
         sentence_B: int32, the sentence that each row works on, a place in the queue.
         step_B: int32, tokens written before; T at most.
-        origins_BPWT: int32, the pair in whose place each step of a stream was written; at `step_B`
-            its own, or `queue.OVER` if the stream has ended: nobody reads what is written there.
+        pairs: where the streams of pairs write in the cache, and read.
+        streams: the same of the streams whose combinations the pairs are, see `Coupling.combined`;
+            else `pairs`.
     """
 
     sentence_B: jax.Array
     step_B: jax.Array
-    origins_BPWT: jax.Array
+    pairs: Slots
+    streams: Slots
 
 
 DecodeStep = Callable[[Any, jax.Array, Place], tuple[jax.Array, Any]]
@@ -116,6 +120,8 @@ class BeamSearchResult:
         winner_Q: int32, the beam with the better best hypothesis: a finished one before any
             unfinished one (unless `rank_unfinished`), then the score, then the first way.
         steps_Q: int32, steps after which each sentence was done.
+        lost_Q: bool, whether the search of a sentence was given up, as there was too little room in
+            the cache: what is said of it above is not the result.
         steps: int32, steps that the loop ran.
     """
 
@@ -127,6 +133,7 @@ class BeamSearchResult:
     valid_QGN: jax.Array
     winner_Q: jax.Array
     steps_Q: jax.Array
+    lost_Q: jax.Array
     steps: jax.Array
 
 
@@ -157,6 +164,7 @@ def beam_search(
     max_length_Q: jax.Array,
     rows: int,
     steps: int,
+    room: Room,
     config: SearchConfig,
 ) -> BeamSearchResult:
     """Searches the best outputs of a queue of sentences, both directions in lock step.
@@ -167,13 +175,14 @@ def beam_search(
             pairs that run side by side, P being `config.make_coupling(W).pairs`.
             Log-probabilities are finite and at most 0.
         cache: the pytree that goes through `decode_step`, for B rows. The search never looks into
-            it nor reorders it: whose history a pair goes on with is said by its origins. What a
-            former sentence of a row left in it is later than the row's step, or overwritten.
+            it nor reorders it: what a stream reads of it is said by its slots. Nobody reads what a
+            former sentence of a row left in it.
         markers: the directions.
         max_length_Q: int32, the greatest length of each sentence's outputs, end marker included; 0
             skips it. `joint` rounds an even one down, since its longest output ends at both ends.
         rows: static, B: sentences that are worked on at a time, at most Q.
         steps: static, room for tokens: `config.stream_steps` of the greatest of `max_length_Q`.
+        room: static, slots that the cache has. With `slots.whole_room` no sentence is lost.
         config: see `SearchConfig`.
 
     Returns:
@@ -199,8 +208,10 @@ def beam_search(
     sentences = len(max_length_Q)
     first = _State(
         steps=jnp.int32(0),
-        rows=queue.fresh_rows(coupling.pairs, beams(rows)),
-        outcomes=queue.Outcomes(*beams(sentences), jnp.zeros(sentences, jnp.int32)),
+        rows=queue.fresh_rows(beams(rows), _first_slots(rows, ways, coupling, room)),
+        outcomes=queue.Outcomes(
+            *beams(sentences), jnp.zeros(sentences, jnp.int32), jnp.zeros(sentences, bool)
+        ),
         next_sentence=jnp.int32(rows),
         cache=cache,
     )
@@ -242,17 +253,22 @@ class _Rounds:
         alive, parents_BGK = hyps.keep_alive(rows.alive, candidates, step_B)
 
         # --> what is done makes room
-        done_B = ~rows.idle_B & (self._settled(rows, alive, finished) | at.last_B)
+        settled_B = self._settled(rows, alive, finished) | at.last_B
         with jax.named_scope("reorder"):
+            slots, short_B = self._follow(rows, alive, parents_BGK)
             extended = dataclasses.replace(
                 rows,
                 step_B=jnp.where(rows.idle_B, step_B, step_B + 1),
                 alive=alive,
                 finished=finished,
-                origins_BPWT=_origins(rows, alive, parents_BGK, coupling, self.markers),
+                slots=slots,
             )
             rows_after, outcomes, next_sentence = queue.move_on(
-                extended, state.outcomes, state.next_sentence, done_B
+                extended,
+                state.outcomes,
+                state.next_sentence,
+                done_B=~rows.idle_B & (settled_B | short_B),
+                lost_B=~settled_B,
             )
         return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
 
@@ -262,8 +278,28 @@ class _Rounds:
         starts_W1 = jnp.array(self.markers.start, jnp.int32)[:, None]
         last_BWK = hyps.last_tokens(rows.alive, rows.step_B)
         last_BWK = jnp.where(rows.step_B[:, None, None] == 0, starts_W1[None], last_BWK)
-        place = Place(rows.sentence_B, rows.step_B, rows.origins_BPWT)
+        place = Place(rows.sentence_B, rows.step_B, rows.slots[0], rows.slots[-1])
         return self.decode_step(state.cache, self.coupling.to_pairs(last_BWK), place)
+
+    def _follow(
+        self, rows: queue.Rows, alive: hyps.Alive, parents_BGK: jax.Array
+    ) -> tuple[tuple[Slots, ...], jax.Array]:
+        """The slots of the next step, and where there are too few of them, [B]."""
+        coupling = self.coupling
+        ended_BWK = jnp.zeros(alive.tokens_BWKT.shape[:3], bool)
+        if coupling.streams > 1:
+            # One of the two may have ended before the other.
+            ends_W1 = jnp.array(self.markers.end, jnp.int32)[:, None]
+            ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
+        pairs, short_B = follow(
+            rows.slots[0], coupling.parent_pairs(parents_BGK), coupling.to_pairs(ended_BWK)
+        )
+        if coupling.combined is None:
+            return (pairs,), short_B
+        streams, also_short_B = follow(
+            rows.slots[1], parents_BGK.swapaxes(1, 2), ended_BWK.swapaxes(1, 2)
+        )
+        return (pairs, streams), short_B | also_short_B
 
     def _settled(self, rows: queue.Rows, alive: hyps.Alive, finished: hyps.Finished) -> jax.Array:
         """Where nothing that is alive after this step can come before any of the n best, [B]."""
@@ -277,20 +313,12 @@ class _Rounds:
         return (finished.scores_BGK[..., self.config.n_best - 1] >= bound_BG).all(axis=1)
 
 
-def _origins(
-    rows: queue.Rows,
-    alive: hyps.Alive,
-    parents_BGK: jax.Array,
-    coupling: Coupling,
-    markers: Markers,
-) -> jax.Array:
-    """Where what the new hypotheses have written stands, after the step of `rows`."""
-    origins_BPWT = queue.follow(rows.origins_BPWT, coupling.parent_pairs(parents_BGK), rows.step_B)
-    if coupling.streams == 1:
-        return origins_BPWT
-    ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
-    ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
-    return queue.end_streams(origins_BPWT, coupling.to_pairs(ended_BWK), rows.step_B)
+def _first_slots(rows: int, ways: int, coupling: Coupling, room: Room) -> tuple[Slots, ...]:
+    """See `queue.Rows`."""
+    pairs = first_slots(rows, coupling.pairs, ways, room.pairs)
+    if coupling.combined is None:
+        return (pairs,)
+    return pairs, first_slots(rows, coupling.combined, ways, room.streams)
 
 
 def _result(
@@ -340,6 +368,7 @@ def _result(
         valid_QGN=valid_QGN,
         winner_Q=_winner(best.scores_BGK[..., 0], finished_QGN[..., 0], config),
         steps_Q=jnp.where(longest_Q > 0, outcomes.steps_Q, 0),
+        lost_Q=outcomes.lost_Q,
         steps=state.steps,
     )
 

@@ -31,6 +31,10 @@ class Coupling(Protocol):
     def pairs(self) -> int:
         """P, the pairs that the model runs."""
 
+    @property
+    def combined(self) -> int | None:
+        """K, if pairs are all combinations of K streams of each way; None: each has its own."""
+
     def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
         """A value of each hypothesis, laid out [B, P, W] by the pairs they stand in."""
 
@@ -101,6 +105,7 @@ class ByRank(_Apart):
     """
 
     hypotheses: int
+    combined = None
 
     @property
     def pairs(self) -> int:
@@ -132,6 +137,10 @@ class Product(_Apart):
     @property
     def pairs(self) -> int:
         return self.hypotheses**2
+
+    @property
+    def combined(self) -> int:
+        return self.hypotheses
 
     def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
         left_P, right_P = divmod(jnp.arange(self.pairs), self.hypotheses)

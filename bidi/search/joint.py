@@ -27,6 +27,7 @@ class Joint:
 
     hypotheses: int
     streams = 2
+    combined = None
 
     @property
     def pairs(self) -> int:

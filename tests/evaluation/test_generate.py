@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
+from bidi.evaluation import generate
 from bidi.evaluation.found import Found, Hypothesis, Tally, together
+from bidi.models.slots import Room
 from bidi.search.beam_search import SearchConfig
 from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
 from tests.models import tiny
@@ -106,6 +108,18 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
         generator.score(SOURCES, outputs),
         generator_of("swap").score(SOURCES, outputs),
     )
+
+
+def test_what_the_cache_has_too_little_room_for_is_searched_again(monkeypatch):
+    """Here it has hardly any: only short outputs are found at first."""
+    tally, usual = Tally(), Tally()
+    expected = generator_of("tags").search(SOURCES, SEARCH, usual)
+    monkeypatch.setattr(generate, "likely_room", lambda coupling, steps: Room(6, 6))
+    assert_same(generator_of("tags").search(SOURCES, SEARCH, tally), expected)
+    assert (tally.sentences, usual.batches, tally.batches) == (len(SOURCES), 1, 2)
+    assert 0 == usual.searched_again < tally.searched_again < len(SOURCES)
+    assert tally.row_steps_needed == usual.row_steps_needed
+    assert tally.row_steps_run > usual.row_steps_run
 
 
 @pytest.mark.parametrize("name", MODELS)

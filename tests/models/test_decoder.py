@@ -16,6 +16,8 @@ import pytest
 
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.models.slots import Room
+from bidi.search.slots import first_slots
 from tests.models import tiny
 
 # Packed rows; in each, one way's second example is shorter than the other's.
@@ -244,7 +246,7 @@ def test_own_decoders_share_nothing_but_what_they_read(config):
 )
 def test_the_source_is_never_copied_for_pairs(own, layers, config):
     """Not in what is kept of it, and nowhere in a step: nothing there is P * S * D large."""
-    batch, pairs, steps, size = 2, 7, 2, 32
+    batch, pairs, slots, size = 2, 7, 14, 32
     model = tiny.make_model(model_size=size, **config)
     params = tiny.random_params(model)
     sources = tiny.source_batch(np.ones((batch, 40)))
@@ -258,9 +260,10 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
 
     def step(params, source):
         apply = functools.partial(model.apply, {"params": params})
-        cache = apply(batch, pairs, steps, method="empty_cache")
+        cache = apply(batch, pairs, Room(slots, slots), method="empty_cache")
         tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
-        where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
+        at = first_slots(batch, pairs, 2, slots)
+        where = jnp.zeros(batch, jnp.int32), at, at
         return apply(source, cache, tokens_BPW, *where, method="decode_step")
 
     program = str(jax.make_jaxpr(step)(params, source))

@@ -116,11 +116,6 @@ def test_pairs_are_those_of_the_product():
     pairs_BPW = product.to_pairs(x_BWK)
     np.testing.assert_array_equal(pairing.pairs(x_BWK.swapaxes(1, 2)), pairs_BPW)
     np.testing.assert_array_equal(pairing.streams(pairs_BPW), x_BWK.swapaxes(1, 2))
-    # What was written in the place of a pair was written by its streams.
-    origins_BPWT = np.array([[8, 8], [5, 5], [-1, -1]] * 3)[None, ..., None]
-    origins_BPWT = np.broadcast_to(origins_BPWT, (1, 9, 2, 4))
-    expected_KW = [[8 // 3, 8 % 3], [8 // 3, 5 % 3], [8 // 3, -1]]
-    np.testing.assert_array_equal(pairing.origins(origins_BPWT)[0, ..., 0], expected_KW)
 
 
 def test_combined_streams_are_computed_once():

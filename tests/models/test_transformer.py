@@ -17,6 +17,8 @@ from bidi.data.pseudo import BesidePseudo
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 from bidi.models.output import project
+from bidi.models.slots import Room
+from bidi.search.slots import first_slots
 from bidi.training.loss import cross_entropy
 from tests.models import tiny
 
@@ -334,12 +336,13 @@ def test_softmax_and_logits_are_float32(tied):
         encoder_layers=1, interaction="layers", dtype="bfloat16", tied_embeddings=tied
     )
     params = tiny.random_params(model)
-    cache = model.bind({}).empty_cache(2, 3, 6)
+    cache = model.bind({}).empty_cache(2, 3, Room(18, 18))
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {np.dtype(jax.numpy.bfloat16)}
 
     def step(params, tokens_BPW):
         apply = functools.partial(model.apply, {"params": params})
-        where = np.zeros(2, np.int32), np.zeros((2, 3, 2, 6), np.int32)
+        slots = first_slots(2, 3, 2, 18)
+        where = np.zeros(2, np.int32), slots, slots
         source = apply(SOURCE, method="start")
         return apply(source, cache, tokens_BPW, *where, method="decode_step")
 

@@ -14,6 +14,7 @@ import pytest
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from bidi.search.slots import whole_room
 from tests.models import tiny
 from tests.search import joint_oracle, oracle
 
@@ -30,22 +31,23 @@ def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
     coupling = config.make_coupling(model.ways)
-    combined = coupling.hypotheses if config.coupling == "product" else None
+    combined, room = coupling.combined, whole_room(coupling, STEPS)
 
     def decode_step(cache, tokens_BPW, place):
         at_work = source.rows(place.sentence_B)
-        where = place.step_B, place.origins_BPWT
+        where = place.step_B, place.pairs, place.streams
         return apply(at_work, cache, tokens_BPW, *where, interact, combined, method="decode_step")
 
     allowed_WV = np.tile(np.arange(tiny.TARGETS) >= FIRST_TEXT_ID, (model.ways, 1))
     allowed_WV[np.arange(model.ways), streams.ends] = True
     return beam_search(
         decode_step,
-        apply(rows, coupling.pairs, STEPS, combined, method="empty_cache"),
+        apply(rows, coupling.pairs, room, combined, method="empty_cache"),
         markers=Markers(streams.directions, streams.starts, streams.ends, allowed_WV),
         max_length_Q=jnp.asarray(MAX_LENGTH_Q),
         rows=rows,
         steps=STEPS,
+        room=room,
         config=config,
     )
 

@@ -14,7 +14,9 @@ from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.models.model import Model
 from bidi.models.output import project
 from bidi.models.recurrent import Recurrent
+from bidi.models.slots import Room, Slots
 from bidi.models.transformer import Transformer
+from bidi.search.slots import first_slots
 
 # XLA compiles these models in a quarter of the time if it optimises nothing.
 quick_jit = functools.partial(
@@ -111,29 +113,38 @@ def decode_step_by_step(model, params, batch, inputs_BPWT, interact) -> jax.Arra
     """The same streams fed to the cache token by token: log-probabilities [B, P, W, T, V]."""
     rows, pairs, ways, steps = inputs_BPWT.shape
     step_IB = np.tile(np.arange(steps, dtype=np.int32)[:, None], (1, rows))
-    shape_IBPWT = (steps, rows, pairs, ways, steps + 2)
-    origins_IBPWT = np.indices(shape_IBPWT, np.int32)[2]
+    slots_I = own_slots(steps, (rows, pairs, ways))
     log_probs_IBPWV = decode_steps(
-        model, params, batch, (np.moveaxis(inputs_BPWT, -1, 0), step_IB, origins_IBPWT), interact
+        model, params, batch, (np.moveaxis(inputs_BPWT, -1, 0), step_IB, slots_I), interact
     )
     return jnp.moveaxis(log_probs_IBPWV, 0, 3)
+
+
+def own_slots(steps: int, shape_BPW: tuple[int, int, int]) -> Slots:
+    """Of streams that go on with what they have written themselves; two slots are left over."""
+    _, pairs, _ = shape_BPW
+    slot_IP = np.arange(steps * pairs, dtype=np.int32).reshape(steps, pairs)
+    slot_IBPW = np.broadcast_to(slot_IP[:, None, :, None], (steps, *shape_BPW))
+    taken_IBPWM = slot_IBPW[..., None] == np.arange(steps * pairs + 2)
+    parents_IBPW = np.broadcast_to(np.indices(shape_BPW, np.int32)[1], slot_IBPW.shape)
+    return Slots(slot_IBPW, np.logical_or.accumulate(taken_IBPWM, axis=0), parents_IBPW)
 
 
 @functools.partial(quick_jit, static_argnames=("model", "interact"))
 def decode_steps(model, params, batch, steps, interact) -> jax.Array:
     """One step with the cache after another: log-probabilities [I, B, P, W, V].
 
-    `steps`: tokens [I, B, P, W], steps [I, B] and origins [I, B, P, W, T].
+    `steps`: tokens [I, B, P, W], steps [I, B] and slots [I, B, P, W, ...].
     """
     apply = functools.partial(model.apply, {"params": params})
     source = apply(batch, method="start")
-    _, rows, pairs, _, room = steps[2].shape
-    cache = apply(rows, pairs, room, method="empty_cache")
+    _, rows, pairs, _, slots = steps[2].seen_BKWM.shape
+    cache = apply(rows, pairs, Room(slots, slots), method="empty_cache")
     # Room that is not yet written must not matter, whatever is in it.
     cache = jax.tree.map(lambda room: room + 3, cache)
 
     def step(cache, xs):
-        log_probs_BPWV, cache = apply(source, cache, *xs, interact, method="decode_step")
+        log_probs_BPWV, cache = apply(source, cache, *xs, xs[-1], interact, method="decode_step")
         return cache, log_probs_BPWV
 
     return jax.lax.scan(step, cache, steps)[1]
@@ -170,10 +181,13 @@ def random_pairs(count):
 
 def first_step(model, params, batch: int, k: int, combined: int | None, interact: bool = True):
     """`decode_step` of all k * k pairs of k streams a way, from nothing written."""
-    steps = 4
     apply = functools.partial(model.apply, {"params": params})
-    cache = apply(batch, k * k, steps, combined, method="empty_cache")
-    tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
-    where = jnp.zeros(batch, jnp.int32), jnp.zeros((*tokens_BPW.shape, steps), jnp.int32)
+    pairs, streams = (first_slots(batch, size, 2, 4 * size) for size in (k * k, k))
+    room = Room(4 * k * k, 4 * k)
+    if combined is None:
+        streams, room = pairs, Room(room.pairs, room.pairs)
+    cache = apply(batch, k * k, room, combined, method="empty_cache")
+    tokens_BPW, step_B = jnp.ones((batch, k * k, 2), jnp.int32), jnp.zeros(batch, jnp.int32)
     source = apply(source_batch(np.ones((batch, 5))), method="start")
-    return apply(source, cache, tokens_BPW, *where, interact, combined, method="decode_step")
+    arguments = source, cache, tokens_BPW, step_B, pairs, streams, interact, combined
+    return apply(*arguments, method="decode_step")

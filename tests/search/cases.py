@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from bidi.models.slots import Room
 from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from bidi.search.coupling import Coupling
+from bidi.search.slots import whole_room
 from tests.search import joint_oracle, oracle, tables
 from tests.search.tables import Sentence
 
@@ -80,8 +83,16 @@ class Case:
         return joint_oracle if self.coupling == "joint" else oracle
 
     @property
-    def room(self) -> int:
+    def stream_steps(self) -> int:
         return self.config().stream_steps(self.steps, len(self.ways))
+
+    @property
+    def search_coupling(self) -> Coupling:
+        return self.config().make_coupling(len(self.ways))
+
+    @property
+    def whole_room(self) -> Room:
+        return whole_room(self.search_coupling, self.stream_steps)
 
     def config(self) -> SearchConfig:
         return SearchConfig(
@@ -136,33 +147,44 @@ class Case:
 
 @functools.cache
 def compiled(case: Case):
-    step_fn = tables.decode_step(case.end, case.size, partners=case.coupling != "none")
+    step_fn = tables.decode_step(
+        case.end,
+        case.size,
+        case.stream_steps,
+        combined=case.search_coupling.combined,
+        partners=case.coupling != "none",
+    )
     return jit_search(case, step_fn, case.search_markers())
 
 
 def jit_search(case: Case, step_fn, markers: Markers):
     return jax.jit(
         functools.partial(
-            beam_search, step_fn, markers=markers, steps=case.room, config=case.config()
+            beam_search, step_fn, markers=markers, steps=case.stream_steps, config=case.config()
         ),
-        static_argnames="rows",
+        static_argnames=("rows", "room"),
     )
 
 
 def search(
-    case: Case, sentences: list[Sentence], run=None, rows: int | None = None, garbage: int = 0
+    case: Case,
+    sentences: list[Sentence],
+    run=None,
+    rows: int | None = None,
+    room: Room | None = None,
+    garbage: int = 0,
 ) -> BeamSearchResult:
     """Searches a queue of sentences, each in a row of its own unless `rows` is given.
 
-    `garbage`: seed of what the cache holds before anything is written.
+    `room`: of the cache, for all there can be unless given. `garbage`: seed of what the cache holds
+    before anything is written.
     """
     rows = len(sentences) if rows is None else rows
-    ways = len(case.ways)
-    pairs = case.config().make_coupling(ways).pairs
-    cache = tables.cache(sentences, (rows, pairs, ways, case.room), garbage)
+    room = case.whole_room if room is None else room
+    cache = tables.cache(sentences, rows, len(case.ways), room, case.stream_steps, garbage)
     max_length_Q = np.array([s.max_length for s in sentences], np.int32)
     run = run or compiled(case)
-    return jax.device_get(run(cache, max_length_Q=max_length_Q, rows=rows))
+    return jax.device_get(run(cache, max_length_Q=max_length_Q, rows=rows, room=room))
 
 
 def assert_sentence(result: BeamSearchResult, q: int, case: Case, answer: oracle.Answer) -> None:

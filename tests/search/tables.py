@@ -1,10 +1,11 @@
 """Random log-probabilities as a function of whole prefixes: for the oracle, and as a decode step.
 
 A prefix is hashed in 32-bit integers, so both have the same numbers exactly. The decode step keeps
-in its cache what was written in each pair's place, as a model keeps keys and values, and puts the
-prefixes together by their origins: a search that loses track of them reads other numbers.
+in its cache what was written in each slot, as a model keeps keys and values, and puts the prefixes
+together by the slots that streams read: a search that loses track of them reads other numbers.
 
-B rows, Q sentences in the queue, P pairs, W ways, T steps, V vocabulary.
+B rows, Q sentences in the queue, P pairs, K streams of each way, W ways, M slots, T steps,
+V vocabulary.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.search.queue import OVER
+from bidi.models.pairing import Pairing
+from bidi.models.slots import Room
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
@@ -64,7 +66,7 @@ def log_probs(sentence: Sentence, start: tuple[int, ...], end: tuple[int, ...], 
 
 
 def cache(
-    sentences: list[Sentence], shape_BPWT: tuple[int, int, int, int], garbage: int = 0
+    sentences: list[Sentence], rows: int, ways: int, room: Room, steps: int, garbage: int = 0
 ) -> dict:
     """The cache of `decode_step`: what is written, garbage at first; and the sentences' tables [Q].
 
@@ -74,8 +76,16 @@ def cache(
         name: np.array([getattr(s, name) for s in sentences], np.uint32)
         for name in ("seed", "levels", "end_cost")
     }
-    written_BPWT = np.random.default_rng(garbage).integers(99, 9999, shape_BPWT, np.int32)
-    return tables_Q | {"written": written_BPWT}
+    rng = np.random.default_rng(garbage)
+
+    def written(slots):
+        shape_BWM = (rows, ways, slots)
+        return {
+            "tokens": rng.integers(99, 9999, shape_BWM, np.int32),
+            "steps": rng.integers(0, steps, shape_BWM, np.int32),
+        }
+
+    return tables_Q | {"pairs": written(room.pairs), "streams": written(room.streams)}
 
 
 def _mix_array(x):
@@ -84,24 +94,44 @@ def _mix_array(x):
     return x ^ (x >> 16)
 
 
-def decode_step(end: tuple[int, ...], size: int, *, partners: bool):
+def _write(written, tokens_BKW, slots, step_B):
+    index = np.ix_(*map(range, tokens_BKW.shape))
+    place = index[0], index[2], slots.slot_BKW
+    return {
+        "tokens": written["tokens"].at[place].set(tokens_BKW),
+        "steps": written["steps"].at[place].set(step_B[:, None, None]),
+    }
+
+
+def _hashes(written, slots, steps):
+    """Of what each stream has written, in the order of its steps, [B, K, W]."""
+    tokens_BKWM, steps_BKWM = (written[name][:, None] for name in ("tokens", "steps"))
+    hash_BKW = jnp.zeros(slots.slot_BKW.shape, jnp.uint32)
+    for t in range(steps):
+        written_BKWM = slots.seen_BKWM & (steps_BKWM == t)
+        token_BKW = jnp.where(written_BKWM, tokens_BKWM, 0).sum(axis=-1)
+        longer_BKW = _mix_array(hash_BKW + token_BKW.astype(jnp.uint32) + jnp.uint32(GOLDEN))
+        hash_BKW = jnp.where(written_BKWM.any(axis=-1), longer_BKW, hash_BKW)
+    return hash_BKW
+
+
+def decode_step(
+    end: tuple[int, ...], size: int, steps: int, *, combined: int | None, partners: bool
+):
     """The same table as a decode step; `partners`: whether it reads the other way's prefix."""
 
     def step_fn(cache, tokens_BPW, place):
-        step_B11 = place.step_B[:, None, None]
-        index_B11, index_P1, index_W = np.ix_(*map(range, tokens_BPW.shape))
-        written_BPWT = cache["written"].at[index_B11, index_P1, index_W, step_B11].set(tokens_BPW)
-        prefixes_BPWT = jnp.take_along_axis(written_BPWT, place.origins_BPWT, axis=1)
         seed_B11, levels_B11, end_cost_B11 = (
             cache[name][place.sentence_B][:, None, None] for name in ("seed", "levels", "end_cost")
         )
-        hash_BPW = jnp.zeros(tokens_BPW.shape, jnp.uint32)
-        for t in range(prefixes_BPWT.shape[-1]):
-            longer_BPW = _mix_array(
-                hash_BPW + prefixes_BPWT[..., t].astype(jnp.uint32) + jnp.uint32(GOLDEN)
-            )
-            written_BPW = (t <= step_B11) & (place.origins_BPWT[..., t] != OVER)
-            hash_BPW = jnp.where(written_BPW, longer_BPW, hash_BPW)
+        pairing, step_B = Pairing(combined), place.step_B
+        pairs = _write(cache["pairs"], tokens_BPW, place.pairs, step_B)
+        tokens_BKW = pairing.streams(tokens_BPW)
+        streams = _write(cache["streams"], tokens_BKW, place.streams, step_B)
+        hash_BPW = _hashes(pairs, place.pairs, steps)
+        of_streams_BPW = pairing.pairs(_hashes(streams, place.streams, steps))
+        # Pairs and streams tell the same of what was written.
+        hash_BPW = jnp.where(hash_BPW == of_streams_BPW, hash_BPW, 0)
         way_BPW = jnp.broadcast_to(
             jnp.arange(len(end), dtype=jnp.uint32)[None, None], tokens_BPW.shape
         )
@@ -120,6 +150,6 @@ def decode_step(end: tuple[int, ...], size: int, *, partners: bool):
         end_cost_B1WV = jnp.where(
             ends_WV[None, None], end_cost_B11[..., None].astype(jnp.float32) / 8, 0
         )
-        return -(cost_BPWV + end_cost_B1WV), cache | {"written": written_BPWT}
+        return -(cost_BPWV + end_cost_B1WV), cache | {"pairs": pairs, "streams": streams}
 
     return step_fn

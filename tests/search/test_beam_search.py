@@ -217,7 +217,7 @@ def test_right_to_left_is_the_mirror():
     sentences = [Sentence(seed, 8, seed % 9, 1 + seed % 5) for seed in range(BATCH)]
     renamed = jit_search(
         case,
-        tables.decode_step(case.end, case.size, partners=False),
+        tables.decode_step(case.end, case.size, case.stream_steps, combined=None, partners=False),
         dataclasses.replace(case.search_markers(), ways=L2R),
     )
     backward, forward = search(case, sentences), search(case, sentences, renamed)
@@ -232,9 +232,9 @@ def test_right_to_left_is_the_mirror():
 
 @pytest.mark.parametrize("case", [CASES[11], CASES[14]], ids=name)
 def test_one_while_loop(case):
-    pairs = case.config().make_coupling(2).pairs
-    cache = tables.cache([Sentence(0, 0, 0, 3)] * 3, (2, pairs, 2, case.room))
-    run = functools.partial(compiled(case), rows=2)
+    room = case.whole_room
+    cache = tables.cache([Sentence(0, 0, 0, 3)] * 3, 2, 2, room, case.stream_steps)
+    run = functools.partial(compiled(case), rows=2, room=room)
     jaxpr = jax.make_jaxpr(run)(cache, max_length_Q=np.array([3, 2, 3], np.int32))
 
     def loops(jaxpr):

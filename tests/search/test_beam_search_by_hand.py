@@ -41,7 +41,8 @@ def by_hand(
 
     max_length = case.steps if max_length is None else max_length
     run = jit_search(case, step_fn, case.search_markers())
-    result = jax.device_get(run({}, max_length_Q=np.array([max_length], np.int32), rows=1))
+    max_length_Q = np.array([max_length], np.int32)
+    result = jax.device_get(run({}, max_length_Q=max_length_Q, rows=1, room=case.whole_room))
     answer = oracle.reference_search(log_probs, case.task(max_length))
     assert_sentence(result, 0, case, answer)
     return answer, result

@@ -1,0 +1,41 @@
+"""Where in a cache streams stand: what a search tells a model.
+
+What streams write stays where it is; a slot is free again once no stream reads it. Streams of one
+beam have most of what they wrote in common, so that a cache needs little more room than one stream.
+
+Letters: B batch, K streams of each way, W ways, M slots.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Slots that a cache has for each way.
+
+    Attributes:
+        pairs: where every pair has streams of its own.
+        streams: where what streams write does not depend on their partners, see `Pairing`.
+    """
+
+    pairs: int
+    streams: int
+
+
+@flax.struct.dataclass
+class Slots:
+    """Where streams write a step, and what each of them reads.
+
+    Attributes:
+        slot_BKW: int32, where each stream writes.
+        seen_BKWM: bool, what it has written itself, this step included; but nobody reads this step
+            of a stream that has ended.
+        parents_BKW: int32, the stream whose last step each one goes on from.
+    """
+
+    slot_BKW: jax.Array
+    seen_BKWM: jax.Array
+    parents_BKW: jax.Array
