@@ -1,7 +1,7 @@
 """One attention for history and future, the masks it reads, and what joins the two.
 
-Letters: B batch, P pairs, W ways, T target steps, U those of the other way, S source or cached
-steps, H heads, E head width, D model; N any leading axes.
+Letters: B batch, P pairs, W ways, T target steps, U those of the other way, S source steps
+or slots of the cache, H heads, E head width, D model; N any leading axes.
 """
 
 from typing import Literal

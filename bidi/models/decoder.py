@@ -1,8 +1,8 @@
 """The decoder: streams that run side by side and may read each other.
 
 Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, G decoders (1 shared, or W
-own ones), R ways of one (W / G), S source or cached steps, T target steps, H heads, E head width,
-D model.
+own ones), R ways of one (W / G), S source steps, M slots of the cache, T target steps, H heads,
+E head width, D model.
 """
 
 import dataclasses
