@@ -19,8 +19,7 @@ from bidi.data.vocabulary import PAD
 AXIS = "devices"
 QUEUE = 16  # sources of one search, at most, for each of its rows: a row takes one after another
 # With so many sources a row, rows do not idle for much of a search, at its end. With fewer, those
-# of the next length join them: they take more room than they need, but only one of both searches
-# ends.
+# of the next length join them: some take more room than they need, but there is only one end.
 ENOUGH = 3
 
 

@@ -259,8 +259,11 @@ def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
     assert generator.target_vocabulary.size > 4 * 2 * top_k.BLOCK
     short = sum(len(word) < 8 for word in sources)
     full = short / (8 * batching.QUEUE), (count - short) / (4 * batching.QUEUE)
-    assert 0 <= tally.batches - sum(map(math.ceil, full)) <= 2 * (tally.searched_again > 0)
-    # Random models' hypotheses have less in common than those of trained ones.
-    assert tally.searched_again < 0.1 * count
+    batches = sum(map(math.ceil, full))
+    assert batches < 20
+    # Random models' hypotheses have less in common than those of trained ones: some are searched
+    # again, a batch of either length.
+    assert 0 < tally.searched_again < 0.1 * count
+    assert 0 < tally.batches - batches <= 2
     most = sum(search.max_length for search in searches)
     assert tally.row_steps_needed < most
