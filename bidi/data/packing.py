@@ -159,17 +159,15 @@ class _Filling:
     def __init__(self, config: Rows):
         self._config = config
         self._parts: list[Examples] = []
-        self._row_E: list[int] = []
-        self._room_E3: list[list[int]] = []  # what its row had left before each example
-        # Of a row the steps of the source and of the target, and its examples.
-        most = np.iinfo(np.int64).max if config.most is None else config.most
-        self._whole_3 = np.array([config.source_length, config.target_length, most])
-        self._room_3B = np.tile(self._whole_3[:, None], config.bins)
+        # Of each example its row and what that held before: steps of source and target, examples.
+        self._placed: list[tuple[int, int, int, int]] = []
+        # Of each row what it holds.
+        self._source_B, self._target_B, self._examples_B = ([0] * config.bins for _ in range(3))
 
     @property
     def empty(self) -> bool:
         """Whether nothing was added."""
-        return not self._row_E
+        return not self._placed
 
     def add(self, chunk: Examples, start: int) -> int:
         """Adds the examples from `start` on, each to the first row with room, as far as they go.
@@ -180,29 +178,40 @@ class _Filling:
         Raises:
           ValueError: One would not fit into an empty row.
         """
-        needed = np.ones((len(chunk) - start, 3, 1), np.int64)
-        needed[:, 0, 0] = chunk.source.length_E[start:]
-        needed[:, 1, 0] = chunk.target.length_E[start:]
-        before, room_3B = len(self._row_E), self._room_3B
-        for needed_31 in needed:
-            fits_B = np.logical_and.reduce(room_3B >= needed_31)
-            row = int(fits_B.argmax())
-            if not fits_B[row]:
+        before = len(self._placed)
+        lengths = (side.length_E[start:].tolist() for side in (chunk.source, chunk.target))
+        for source, target in zip(*lengths, strict=True):
+            if not self._place(source, target):
                 if self.empty:
-                    source, target, _ = needed_31[:, 0]
                     raise ValueError(f"{source} and {target} steps do not fit into {self._config}")
                 break
-            self._row_E.append(row)
-            self._room_E3.append(room_3B[:, row].tolist())
-            room_3B[:, row] -= needed_31[:, 0]
-        added = len(self._row_E) - before
+        added = len(self._placed) - before
         self._parts.append(chunk.between(start, start + added))
         return added
 
+    def _place(self, source: int, target: int) -> bool:
+        """Whether there was room."""
+        # In plain Python: numpy takes longer to be called than this to search.
+        source_B, target_B, examples_B = self._source_B, self._target_B, self._examples_B
+        most_source = self._config.source_length - source
+        most_target = self._config.target_length - target
+        most = self._config.most
+        for row in range(len(source_B)):
+            if (
+                source_B[row] <= most_source
+                and target_B[row] <= most_target
+                and (most is None or examples_B[row] < most)
+            ):
+                self._placed.append((row, source_B[row], target_B[row], examples_B[row]))
+                source_B[row] += source
+                target_B[row] += target
+                examples_B[row] += 1
+                return True
+        return False
+
     def rows(self) -> Row:
         """Those that hold something, [B, T, ...]."""
-        row_E = np.array(self._row_E)
-        source_E, target_E, before_E = (self._whole_3 - self._room_E3).T
+        row_E, source_E, target_E, before_E = np.array(self._placed).T
         segment_E = (before_E + 1).astype(np.int32)
         source = Ragged.concatenate([part.source for part in self._parts])
         target = Ragged.concatenate([part.target for part in self._parts])
