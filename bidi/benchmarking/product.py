@@ -41,6 +41,11 @@ class PerPair(Recurrent):
         """See `Model.step`."""
         return super().step(encoded, cache, tokens_BPW, step_B, pairs, pairs, interact, None)
 
+    @property
+    def keeps_pairs(self) -> bool:
+        """See `Model.keeps_pairs`."""
+        return True
+
     def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
         """See `Model.empty_cache`."""
         return super().empty_cache(batch, pairs, Room(room.pairs, room.pairs), None)

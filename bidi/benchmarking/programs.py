@@ -14,7 +14,7 @@ from jax.extend import backend
 # Parts of a search by what stands in an operation's name, the first that fits; see `parts`.
 _PARTS = {
     "encoder": r"/\w+\.start/",
-    "cache reordering": r"/reorder/|/while/body/vmap\(\)/gather",
+    "bookkeeping": r"/bookkeeping/|/while/body/vmap\(\)/gather",
     "top-k": r"/top_k",
     "projection": r"/projection/|d,vd->|log_softmax",
     "attention": r"/(self_attention|source_attention|top|attention)/",

@@ -178,7 +178,8 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
     All sources of the batch are copies of one of middle length, so that one program runs.
 
     Raises:
-        programs.NoTraceError: the backend's profiler names no operations.
+        programs.NoTraceError: the backend's profiler names no operations, or the cache had too
+            little room for this source, so that two programs ran.
     """
     middle = sorted(sources, key=len)[len(sources) // 2]
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -188,8 +189,14 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
         for name, texts in (("one", [middle]), ("batch", [middle] * len(sources))):
             # Anew: what was compiled before could not be told apart.
             generator = models[row.model].generator(None)
-            search = functools.partial(generator.search, texts, row.search)
+            tally = Tally()
+            search = functools.partial(generator.search, texts, row.search, tally)
             found[row.name][name] = programs.time_shares(search)
+            if tally.searched_again:
+                raise programs.NoTraceError(
+                    f"{row.name}: {middle!r} is searched twice, which cannot be told apart; change "
+                    "--sentences, or measure without --profile"
+                )
     return found
 
 

@@ -128,7 +128,11 @@ def _print_batched(rows: list[dict[str, Any]], console: rich.console.Console) ->
             f"{100 * at['row_steps_needed'] / at['row_steps_run']:.1f}",
         )
     console.print(table)
-    console.print("needed: of the steps that a batch ran, those before its sentences were done")
+    console.print(
+        "needed: of the steps that batches ran, those before their sentences were done; sentences "
+        "that the cache had too little room for were searched twice, which is in the time",
+        soft_wrap=True,
+    )
 
 
 def _print_sizes(rows: list[dict[str, Any]], console: rich.console.Console) -> None:

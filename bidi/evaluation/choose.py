@@ -63,13 +63,13 @@ class System:
                 config = agreement.search_config(config, self.agreement, ways)
             found.append(generator.search(sources, config, its_tally))
         if tally is not None:
-            tally.sentences += len(sources)
-            tally.batches += sum(one.batches for one in tallies)
-            tally.row_steps_run += sum(one.row_steps_run for one in tallies)
-            tally.row_steps_needed += sum(one.row_steps_needed for one in tallies)
-            tally.searched_again += sum(one.searched_again for one in tallies)
-            # Both models are given the same sources.
-            tally.truncated += max(one.truncated for one in tallies)
+            of_all = Tally()
+            for its_tally in tallies:
+                of_all.add(its_tally)
+            # All models are given the same sources.
+            of_all.sentences = len(sources)
+            of_all.truncated = max(its_tally.truncated for its_tally in tallies)
+            tally.add(of_all)
         return [together(of_models) for of_models in zip(*found, strict=True)]
 
     def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:

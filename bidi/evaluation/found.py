@@ -78,9 +78,9 @@ class Tally:
 
     Attributes:
         sentences: searched.
-        batches: that they were laid in.
+        batches: that they were laid in, those of the second searches too.
         row_steps_run: steps of the batches' loops times their rows, empty rows included.
-        row_steps_needed: the same up to where each sentence was done.
+        row_steps_needed: the same up to where each sentence was done, by the search that found it.
         searched_again: sentences that the cache had too little room for at first.
         truncated: sources that were cut to length.
     """

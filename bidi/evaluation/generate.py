@@ -26,7 +26,7 @@ from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConf
 from bidi.search.coupling import Coupling
 from bidi.search.slots import likely_room, whole_room
 
-RoomOf = Callable[[Coupling, int], Room]
+RoomOf = Callable[[Coupling, int, bool], Room]  # `likely_room` or `whole_room`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,19 +134,36 @@ class Generator:
         tally = Tally() if tally is None else tally
         encoded = self._with_end(sources, tally)
         tally.sentences += len(sources)
-        found = self._search_encoded(encoded, config, tally, likely_room)
+        found = self._search_encoded(encoded, config, tally, self._batching, likely_room)
         lost = [index for index in range(len(encoded)) if index not in found]
         tally.searched_again += len(lost)
-        again = self._search_encoded([encoded[i] for i in lost], config, tally, whole_room)
+        batching = self._with_room(config)
+        again = self._search_encoded(
+            [encoded[i] for i in lost], config, tally, batching, whole_room
+        )
         found |= {lost[place]: one for place, one in again.items()}
         return [found[index] for index in range(len(encoded))]
 
+    def _with_room(self, config: SearchConfig) -> Batching:
+        """The batching with so many fewer rows that `whole_room` for them takes no more memory."""
+        coupling = config.make_coupling(self._ways)
+        pairs, combined = coupling.pairs, coupling.combined
+        # `likely_room` is for the steps of one stream at least.
+        streams = pairs if self.model.keeps_pairs else combined or pairs
+        fewer = self._batching.batch_tokens // streams
+        return dataclasses.replace(self._batching, batch_tokens=fewer)
+
     def _search_encoded(
-        self, encoded: Sequence[np.ndarray], config: SearchConfig, tally: Tally, room: RoomOf
+        self,
+        encoded: Sequence[np.ndarray],
+        config: SearchConfig,
+        tally: Tally,
+        batching: Batching,
+        room: RoomOf,
     ) -> dict[int, Found]:
         """What is found by the place of the source, but where there was too little room."""
         found = {}
-        for indices, length, rows, queue in self._batching.queues([len(ids) for ids in encoded]):
+        for indices, length, rows, queue in batching.queues([len(ids) for ids in encoded]):
             program, *batch = self._search_of(
                 [encoded[i] for i in indices], length, rows, queue, config, room
             )
@@ -277,7 +294,8 @@ class Generator:
 
     def _compile_search(self, config: SearchConfig, rows: int, steps: int, room_of: RoomOf) -> Any:
         coupling = config.make_coupling(self._ways)
-        interact, room = config.coupling != "none", room_of(coupling, steps)
+        interact = config.coupling != "none"
+        room = room_of(coupling, steps, self.model.keeps_pairs)
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self.model.apply, {"params": params})

@@ -32,7 +32,7 @@ def write(cache: Cache, k_BKWHE1: jax.Array, v_BKWH1E: jax.Array, slot_BKW: jax.
     row_B11, way_W = jnp.arange(batch)[:, None, None], jnp.arange(ways)[None, None]
     keys = cache["keys"].at[row_B11, way_W, :, :, slot_BKW]
     values = cache["values"].at[row_B11, way_W, :, slot_BKW]
-    # No two streams share a slot, but in rows that were lost or idle, which nobody reads.
+    # No two streams share a slot, but in idle rows, which nobody reads.
     return {
         "keys": keys.set(k_BKWHE1[..., 0], unique_indices=True),
         "values": values.set(v_BKWH1E[..., 0, :], unique_indices=True),

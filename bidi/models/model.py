@@ -283,6 +283,11 @@ class Model(nn.Module):
         """`decode_step` as far as the states, [B, P, W, D]."""
         raise NotImplementedError
 
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether the cache keeps steps that depend on both streams of a pair."""
+        raise NotImplementedError
+
     def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
         """A cache for `decode_step` of so many pairs a row; `combined` as there."""
         raise NotImplementedError

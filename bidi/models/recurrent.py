@@ -81,6 +81,10 @@ class Recurrent(Model):
         )
         return states_BPW1D[..., 0, :], cache
 
+    @property
+    def keeps_pairs(self) -> bool:
+        return False
+
     def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
         return self.decoder.empty_cache(batch, combined or pairs, room.streams)
 

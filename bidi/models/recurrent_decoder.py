@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         return self._joined(own_BPW1D, other_BPW1D, source_BPW1D), cache
 
     def empty_cache(self, batch: int, streams: int, slots: int) -> Cache:
-        """The last states of every stream, and room for so many steps of what others read of it."""
+        """The last states of every stream, and so many slots for what others read of its steps."""
         config = self.config
         nothing_BKWD = jnp.zeros((batch, streams, self.ways, config.model_size))
         cache: Cache = {

@@ -17,7 +17,7 @@ class Room:
     """Slots that a cache has for each way.
 
     Attributes:
-        pairs: where every pair has streams of its own.
+        pairs: where every pair has streams of its own; 0 if nothing is kept of such.
         streams: where what streams write does not depend on their partners, see `Pairing`.
     """
 

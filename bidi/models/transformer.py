@@ -75,6 +75,10 @@ class Transformer(Model):
         encoded_BSD = self.encoder(x_BSD, segments_BS, train)
         return Encoded(self.decoder.project_source(encoded_BSD), segments_BS)
 
+    @property
+    def keeps_pairs(self) -> bool:
+        return self.config.interaction == "layers"
+
     def empty_cache(self, batch: int, pairs: int, room: Room, combined: int | None = None) -> Cache:
         return self.decoder.empty_cache(batch, room)
 

@@ -33,7 +33,8 @@ class Place:
     Attributes:
         sentence_B: int32, the sentence that each row works on, a place in the queue.
         step_B: int32, tokens written before; T at most.
-        pairs: where the streams of pairs write in the cache, and read.
+        pairs: where the streams of pairs write in the cache, and read; `streams`, if it keeps
+            nothing of pairs.
         streams: the same of the streams whose combinations the pairs are, see `Coupling.combined`;
             else `pairs`.
     """
@@ -69,8 +70,9 @@ class SearchConfig:
             included, for a source of S tokens: min(factor * S + offset, cap).
         max_length_offset: see above.
         max_length_cap: see above.
-        rank_unfinished: whether hypotheses cut off at the maximum length compete by score with
-            those that ended; else they come after them.
+        rank_unfinished: whether hypotheses of a beam that are cut off at the maximum length compete
+            by score with those that ended, and so do the best of the beams; else they come after
+            them.
     """
 
     coupling: CouplingName = "paired"
@@ -179,7 +181,8 @@ def beam_search(
             former sentence of a row left in it.
         markers: the directions.
         max_length_Q: int32, the greatest length of each sentence's outputs, end marker included; 0
-            skips it. `joint` rounds an even one down, since its longest output ends at both ends.
+            skips it. `joint` rounds an even one down, since its longest output ends at both ends;
+            what it cuts off at an odd one has a token more, as each end has written as many.
         rows: static, B: sentences that are worked on at a time, at most Q.
         steps: static, room for tokens: `config.stream_steps` of the greatest of `max_length_Q`.
         room: static, slots that the cache has. With `slots.whole_room` no sentence is lost.
@@ -254,7 +257,7 @@ class _Rounds:
 
         # --> what is done makes room
         settled_B = self._settled(rows, alive, finished) | at.last_B
-        with jax.named_scope("reorder"):
+        with jax.named_scope("bookkeeping"):
             slots, short_B = self._follow(rows, alive, parents_BGK)
             extended = dataclasses.replace(
                 rows,
@@ -291,15 +294,14 @@ class _Rounds:
             # One of the two may have ended before the other.
             ends_W1 = jnp.array(self.markers.end, jnp.int32)[:, None]
             ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
-        pairs, short_B = follow(
-            rows.slots[0], coupling.parent_pairs(parents_BGK), coupling.to_pairs(ended_BWK)
-        )
-        if coupling.combined is None:
-            return (pairs,), short_B
-        streams, also_short_B = follow(
-            rows.slots[1], parents_BGK.swapaxes(1, 2), ended_BWK.swapaxes(1, 2)
-        )
-        return (pairs, streams), short_B | also_short_B
+        went_on = [(coupling.parent_pairs(parents_BGK), coupling.to_pairs(ended_BWK))]
+        if coupling.combined is not None:
+            went_on.append((parents_BGK.swapaxes(1, 2), ended_BWK.swapaxes(1, 2)))
+        # Only the streams where nothing is kept of pairs.
+        went_on = went_on[-len(rows.slots) :]
+        followed = [follow(slots, *how) for slots, how in zip(rows.slots, went_on, strict=True)]
+        slots, short_B = zip(*followed, strict=True)
+        return slots, jnp.any(jnp.stack(short_B), axis=0)
 
     def _settled(self, rows: queue.Rows, alive: hyps.Alive, finished: hyps.Finished) -> jax.Array:
         """Where nothing that is alive after this step can come before any of the n best, [B]."""
@@ -315,10 +317,10 @@ class _Rounds:
 
 def _first_slots(rows: int, ways: int, coupling: Coupling, room: Room) -> tuple[Slots, ...]:
     """See `queue.Rows`."""
-    pairs = first_slots(rows, coupling.pairs, ways, room.pairs)
-    if coupling.combined is None:
-        return (pairs,)
-    return pairs, first_slots(rows, coupling.combined, ways, room.streams)
+    sizes = [(coupling.pairs, room.pairs)]
+    if coupling.combined is not None:
+        sizes.append((coupling.combined, room.streams))
+    return tuple(first_slots(rows, number, ways, slots) for number, slots in sizes if slots)
 
 
 def _result(

@@ -27,8 +27,8 @@ class Rows:
         idle_B: bool, whether there was no sentence left: what the row does then counts for nothing.
         alive: see `hyps.Alive`.
         finished: see `hyps.Finished`.
-        slots: of the cache: of the streams of pairs and, if the pairs are all combinations of
-            fewer streams, of these.
+        slots: of the cache: of the streams of pairs, if anything is kept of such, and, if the pairs
+            are all combinations of fewer streams, of these.
     """
 
     sentence_B: jax.Array

@@ -14,26 +14,30 @@ from bidi.search.coupling import Coupling
 _REGISTER = 8  # float32 numbers
 
 
-def whole_room(coupling: Coupling, steps: int) -> Room:
-    """Room for all that streams can write in so many steps."""
-    return _room(coupling, lambda streams: steps * streams)
+def whole_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
+    """Room for all that streams can write in so many steps; `keeps_pairs`: see `Model`."""
+    return _room(coupling, lambda streams: steps * streams, keeps_pairs)
 
 
-def likely_room(coupling: Coupling, steps: int) -> Room:
-    """Room that few searches of so many steps do not get by with.
+def likely_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
+    """Room that few searches of so many steps do not get by with; `keeps_pairs`: see `Model`.
 
     All that is alive in a beam comes, a few steps before, from one hypothesis.
     """
-    return _room(coupling, lambda streams: min(steps + 4 * (streams - 1), steps * streams))
+
+    def slots_of(streams: int) -> int:
+        return min(steps + 4 * (streams - 1), steps * streams)
+
+    return _room(coupling, slots_of, keeps_pairs)
 
 
-def _room(coupling: Coupling, slots_of: Callable[[int], int]) -> Room:
+def _room(coupling: Coupling, slots_of: Callable[[int], int], keeps_pairs: bool) -> Room:
     """XLA on a CPU reads keys 1.6 times as slowly where M is no multiple of a vector register."""
     pairs, streams = (
         -(-slots_of(number) // _REGISTER) * _REGISTER
         for number in (coupling.pairs, coupling.combined or coupling.pairs)
     )
-    return Room(pairs, streams)
+    return Room(pairs if keeps_pairs or coupling.combined is None else 0, streams)
 
 
 def first_slots(batch: int, streams: int, ways: int, slots: int) -> Slots:

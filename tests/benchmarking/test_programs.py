@@ -19,7 +19,7 @@ HloModule jit__fun
   %fusion.5 = f32[2] fusion(%dot.2), metadata={op_name="STEPprojection/...d,vd->...v/dot_general"}
   %fusion.6 = f32[2] fusion(%dot.2), metadata={op_name="STEPjit(log_softmax)/sub"}
   %sort.7 = (f32[2]{0}, s32[2]{0}) sort(%fusion.6, %iota), metadata={op_name="jit(_fun)/while/body/top_k"}
-  %fusion.8 = f32[2] fusion(%dot.2), metadata={op_name="jit(_fun)/while/body/reorder/vmap()/gather"}
+  %fusion.8 = f32[2] fusion(%dot.2), metadata={op_name="jit(_fun)/while/body/bookkeeping/vmap()/gather"}
   %copy.9 = f32[2]{0} copy(%fusion.8)
   ROOT %tuple.10 = (f32[2]) tuple(%copy.9)
 }
@@ -42,8 +42,8 @@ def test_instructions_belong_to_parts():
         "fusion.5": "projection",
         "fusion.6": "projection",
         "sort.7": "top-k",
-        "fusion.8": "cache reordering",
-        "copy.9": "cache reordering",
+        "fusion.8": "bookkeeping",
+        "copy.9": "bookkeeping",
         "fusion.11": "encoder",
         "copy.12": "rest",
     }

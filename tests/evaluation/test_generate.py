@@ -16,7 +16,7 @@ from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.evaluation import generate
 from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.models.slots import Room
-from bidi.search.beam_search import SearchConfig
+from bidi.search.beam_search import SearchConfig, beam_search
 from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
 from tests.models import tiny
 
@@ -113,11 +113,22 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
 def test_what_the_cache_has_too_little_room_for_is_searched_again(monkeypatch):
     """Here it has hardly any: only short outputs are found at first."""
     tally, usual = Tally(), Tally()
-    expected = generator_of("tags").search(SOURCES, SEARCH, usual)
-    monkeypatch.setattr(generate, "likely_room", lambda coupling, steps: Room(6, 6))
-    assert_same(generator_of("tags").search(SOURCES, SEARCH, tally), expected)
-    assert (tally.sentences, usual.batches, tally.batches) == (len(SOURCES), 1, 2)
-    assert 0 == usual.searched_again < tally.searched_again < len(SOURCES)
+    generator, sources = make_generator(**MODELS["tags"], batch_tokens=256), SOURCES * 4
+    expected = generator.search(sources, SEARCH, usual)
+    rows = []
+
+    def watched(*args, **named):
+        rows.append(named["rows"])
+        return beam_search(*args, **named)
+
+    monkeypatch.setattr(generate, "beam_search", watched)
+    monkeypatch.setattr(generate, "likely_room", lambda *_: Room(6, 6))
+    generator = make_generator(**MODELS["tags"], batch_tokens=256)
+    assert_same(generator.search(sources, SEARCH, tally), expected)
+    # Each of four hypotheses has room for itself, so there are a quarter of the rows.
+    assert rows == [4, 1]
+    assert (tally.sentences, usual.batches, tally.batches) == (len(sources), 1, 2)
+    assert 0 == usual.searched_again < tally.searched_again < len(sources)
     assert tally.row_steps_needed == usual.row_steps_needed
     assert tally.row_steps_run > usual.row_steps_run
 

@@ -31,7 +31,7 @@ def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
     coupling = config.make_coupling(model.ways)
-    combined, room = coupling.combined, whole_room(coupling, STEPS)
+    combined, room = coupling.combined, whole_room(coupling, STEPS, model.keeps_pairs)
 
     def decode_step(cache, tokens_BPW, place):
         at_work = source.rows(place.sentence_B)

@@ -92,7 +92,7 @@ class Case:
 
     @property
     def whole_room(self) -> Room:
-        return whole_room(self.search_coupling, self.stream_steps)
+        return whole_room(self.search_coupling, self.stream_steps, keeps_pairs=True)
 
     def config(self) -> SearchConfig:
         return SearchConfig(

@@ -88,16 +88,22 @@ CASES = (
 )
 
 
+def few_slots(case: Case, of: str) -> Room:
+    """For half of the steps, if streams and pairs go on as they are."""
+    coupling, steps = case.search_coupling, case.stream_steps // 2
+    few = Room(coupling.pairs + steps, (coupling.combined or coupling.pairs) + steps)
+    return few if of == "all" else dataclasses.replace(case.whole_room, streams=few.streams)
+
+
 @pytest.mark.parametrize("rows", [2, 5])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.coupling}{case.beam}")
-def test_too_few_slots_lose_sentences_and_change_none(case, rows):
+@pytest.mark.parametrize(
+    ("case", "of"),
+    [*((case, "all") for case in CASES), (CASES[2], "streams")],
+    ids=lambda value: value if isinstance(value, str) else f"{value.coupling}{value.beam}",
+)
+def test_too_few_slots_lose_sentences_and_change_none(case, of, rows):
     """A row that lost its sentence goes on with the next one."""
-    coupling = case.search_coupling
-    room = Room(
-        coupling.pairs + case.stream_steps // 2,
-        (coupling.combined or coupling.pairs) + case.stream_steps // 2,
-    )
-    lost = []
+    room, lost = few_slots(case, of), []
 
     @settings(max_examples=25)
     @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=7, max_size=7))
@@ -126,7 +132,11 @@ def test_too_few_slots_lose_sentences_and_change_none(case, rows):
     assert 0 < sum(lost) < len(lost)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.coupling}{case.beam}")
+# Of one hypothesis all slots are taken after the last step.
+GREEDY = Case("none", 1, 6, ways=("l2r",))
+
+
+@pytest.mark.parametrize("case", [*CASES, GREEDY], ids=lambda case: f"{case.coupling}{case.beam}")
 def test_slots_for_every_step_are_enough(case):
     """Exactly as many, where the hypotheses have as little in common as can be."""
     coupling, steps = case.search_coupling, case.stream_steps
@@ -145,7 +155,7 @@ def test_slots_for_every_step_are_enough(case):
 @pytest.mark.parametrize("beam", [2, 4, 8])
 def test_rooms(name, beam):
     coupling = make_coupling(name, beam, 2)
-    whole, likely = whole_room(coupling, 30), likely_room(coupling, 30)
+    whole, likely = whole_room(coupling, 30, True), likely_room(coupling, 30, True)
     assert whole.pairs >= 30 * coupling.pairs > whole.pairs - 8
     assert 30 < likely.streams <= likely.pairs <= whole.pairs
     assert likely.pairs < whole.pairs or coupling.pairs == 1
@@ -153,7 +163,10 @@ def test_rooms(name, beam):
         assert room.pairs % 8 == room.streams % 8 == 0
         assert (room.streams < room.pairs) == (name == "product")
     # Where little is written, no more than that.
-    assert likely_room(coupling, 1) == whole_room(coupling, 1)
+    assert likely_room(coupling, 1, True) == whole_room(coupling, 1, True)
+    # Where nothing is kept of pairs, none for them; but those that are no combinations are streams.
+    of_streams = 0 if name == "product" else likely.streams
+    assert likely_room(coupling, 30, False) == Room(of_streams, likely.streams)
 
 
 def test_greedy_search_needs_a_slot_a_step():
