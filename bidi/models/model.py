@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from bidi.models.axes import constrain
 from bidi.models.config import ModelConfig
 from bidi.models.output import CopyPrior, Output, project, tokens_of
+from bidi.models.prices import Prices
 from bidi.models.slots import Room, Slots
 
 Batch = dict[str, jax.Array]
@@ -201,7 +202,7 @@ class Model(nn.Module):
         streams: Slots,
         interact: bool = True,
         combined: int | None = None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[Prices, Cache]:
         """Prices the tokens after `tokens_BPW`, the `step_B`-th of their streams.
 
         Args:
@@ -216,7 +217,7 @@ class Model(nn.Module):
                 `Pairing`: what does not depend on a stream's partner is computed once a stream.
 
         Returns:
-            Log-probabilities, float32 [B, P, W, V], and the cache with this step in it.
+            The prices of all tokens, and the cache with this step in it.
         """
         states_BPWD, cache = self.step(
             source.encoded, cache, tokens_BPW, step_B, pairs, streams, interact, combined
@@ -224,7 +225,7 @@ class Model(nn.Module):
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
             output = dataclasses.replace(output, kernel_DV=source.kernel_DV)
-            return nn.log_softmax(project(states_BPWD, output)), cache
+            return Prices.of(project(states_BPWD, output)), cache
 
     def smallest_batch(self) -> Batch:
         """A batch dict of one empty row: parameters do not depend on its lengths."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bidi.models.prices import Prices
 from bidi.models.slots import Room, Slots
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
@@ -45,7 +46,7 @@ class Place:
     streams: Slots
 
 
-DecodeStep = Callable[[Any, jax.Array, Place], tuple[jax.Array, Any]]
+DecodeStep = Callable[[Any, jax.Array, Place], tuple[Prices, Any]]
 
 
 @gin.configurable("Search")
@@ -172,7 +173,7 @@ def beam_search(
     """Searches the best outputs of a queue of sentences, both directions in lock step.
 
     Args:
-        decode_step: `(cache, tokens_BPW, place) -> (log_probs_BPWV, cache)`. Prices the tokens
+        decode_step: `(cache, tokens_BPW, place) -> (prices, cache)`. Prices the tokens
             after `tokens_BPW` (int32, the last ones written) of streams that stand at `place`, in
             pairs that run side by side, P being `config.make_coupling(W).pairs`.
             Log-probabilities are finite and at most 0.
@@ -245,11 +246,11 @@ class _Rounds:
         step_B = rows.step_B
         max_steps_B = self.max_steps_Q[rows.sentence_B]
         at = hyps.At(step_B, step_B + 1 >= max_steps_B, config.min_length)
-        log_probs_BPWV, cache = self._price(state)
+        prices, cache = self._price(state)
 
         # --> the 2K best continuations of each beam
         with jax.named_scope("top_k"):
-            candidates = coupling.candidates(rows.alive, log_probs_BPWV, at, self.markers)
+            candidates = coupling.candidates(rows.alive, prices, at, self.markers)
         finished = hyps.keep_finished(
             rows.finished, rows.alive, candidates, config.length_penalty, config.alpha
         )
@@ -275,8 +276,8 @@ class _Rounds:
             )
         return _State(state.steps + 1, rows_after, outcomes, next_sentence, cache)
 
-    def _price(self, state: _State) -> tuple[jax.Array, Any]:
-        """The log-probabilities of what may follow the last tokens, and the cache."""
+    def _price(self, state: _State) -> tuple[Prices, Any]:
+        """The prices of what may follow the last tokens, and the cache."""
         rows = state.rows
         starts_W1 = jnp.array(self.markers.start, jnp.int32)[:, None]
         last_BWK = hyps.last_tokens(rows.alive, rows.step_B)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from bidi.models.prices import Prices
 from bidi.search import hypotheses as hyps
 from bidi.search.joint import Joint
 
@@ -39,7 +40,7 @@ class Coupling(Protocol):
         """A value of each hypothesis, laid out [B, P, W] by the pairs they stand in."""
 
     def candidates(
-        self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
+        self, alive: hyps.Alive, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
         """The 2K best extensions of each beam."""
 
@@ -58,16 +59,11 @@ class _Apart:
     streams = 1
 
     def candidates(
-        self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
+        self, alive: hyps.Alive, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
-        extensions_BWKV = self.extensions(log_probs_BPWV, alive.log_probs_BGK)
+        prices = self.of_hypotheses(prices, alive.log_probs_BGK)
         ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
-        is_end_WV = jnp.arange(extensions_BWKV.shape[-1])[None] == ends_W1
-        may_end_B11 = (at.step_B >= at.min_length)[:, None, None]
-        allowed_BWV = jnp.asarray(markers.allowed_WV)[None] & (may_end_B11 | ~is_end_WV[None])
-        log_probs_BWC, parents_BWC, tokens_BWC = hyps.best_extensions(
-            alive, extensions_BWKV, allowed_BWV[:, :, None]
-        )
+        log_probs_BWC, parents_BWC, tokens_BWC = hyps.best_tokens(alive, prices, at, markers)
         return hyps.Candidates(
             log_probs_BWC,
             parents_BWC,
@@ -86,8 +82,8 @@ class _Apart:
         written_BWNT = jnp.take_along_axis(tokens_BWNT, jnp.maximum(index_BWNT, 0), axis=3)
         return jnp.where(steps_T < lengths_BWN1, written_BWNT, hyps.PAD)
 
-    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
-        """What each next token is worth to each hypothesis, [B, W, K, V].
+    def of_hypotheses(self, prices: Prices, alive_BWK: jax.Array) -> Prices:
+        """The prices of K hypotheses, from those of P pairs.
 
         `alive_BWK` are their log-probabilities so far, -inf for the dead.
         """
@@ -114,8 +110,8 @@ class ByRank(_Apart):
     def to_pairs(self, values_BWK: jax.Array) -> jax.Array:
         return values_BWK.swapaxes(1, 2)
 
-    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
-        return log_probs_BPWV.swapaxes(1, 2)
+    def of_hypotheses(self, prices: Prices, alive_BWK: jax.Array) -> Prices:
+        return prices
 
     def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
         return parents_BWK.swapaxes(1, 2)
@@ -146,16 +142,18 @@ class Product(_Apart):
         left_P, right_P = divmod(jnp.arange(self.pairs), self.hypotheses)
         return jnp.stack([values_BWK[:, 0, left_P], values_BWK[:, 1, right_P]], axis=-1)
 
-    def extensions(self, log_probs_BPWV: jax.Array, alive_BWK: jax.Array) -> jax.Array:
-        batch, _, ways, vocabulary = log_probs_BPWV.shape
+    def of_hypotheses(self, prices: Prices, alive_BWK: jax.Array) -> Prices:
         k = self.hypotheses
-        log_probs_BKKWV = log_probs_BPWV.reshape(batch, k, k, ways, vocabulary)
+        batch, _, *shape_WV = prices.logits_BPWV.shape
+        log_probs_BKKWV = prices.log_probs().reshape(batch, k, k, *shape_WV)
         scores_BWK = alive_BWK
         if self.partner_weights == "equal":
             scores_BWK = jnp.where(alive_BWK > -jnp.inf, 0.0, -jnp.inf)
         left_BKV = _log_mean(log_probs_BKKWV[..., 0, :], scores_BWK[:, 1, None, :, None], axis=2)
         right_BKV = _log_mean(log_probs_BKKWV[..., 1, :], scores_BWK[:, 0, :, None, None], axis=1)
-        return jnp.stack([left_BKV, right_BKV], axis=1)
+        mean_BKWV = jnp.stack([left_BKV, right_BKV], axis=2)
+        nothing_BKW = jnp.zeros(mean_BKWV.shape[:3])
+        return Prices(mean_BKWV, nothing_BKW, nothing_BKW)
 
     def parent_pairs(self, parents_BWK: jax.Array) -> jax.Array:
         parents_BPW = self.to_pairs(parents_BWK)

@@ -6,14 +6,16 @@ Everywhere the best comes first; a dead or absent hypothesis has a log-probabili
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bidi.models.prices import Prices, log_probs
 from bidi.search.scoring import Penalty, length_penalty
-from bidi.search.top_k import top_k
+from bidi.search.top_k import BLOCK, pays, top_k, top_k_of_beam
 
 PAD = 0  # behind the end of an output; never a token
 
@@ -130,6 +132,45 @@ def best_extensions(
     )
     parents_BGC, places_BGC = divmod(flat_BGC, extensions)
     return log_probs_BGC, parents_BGC, places_BGC
+
+
+def best_tokens(
+    alive: Alive, prices: Prices, at: At, markers: Markers
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`best_extensions` by a token that may be written there: the places in M are tokens.
+
+    `prices` are of hypotheses: their P are K.
+    """
+    allowed = functools.partial(_may_be_written, at=at, markers=markers)
+    batch, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
+    if not pays(vocabulary, 2 * hypotheses):
+        tokens_BWV = jnp.broadcast_to(jnp.arange(vocabulary), (batch, ways, vocabulary))
+        extensions_BWKV = prices.log_probs().swapaxes(1, 2)
+        return best_extensions(alive, extensions_BWKV, allowed(tokens_BWV)[:, :, None])
+    always_WV = markers.allowed_WV.copy()
+    always_WV[np.arange(ways), markers.end] = False
+    blocks_WJL = np.pad(always_WV, ((0, 0), (0, -vocabulary % BLOCK))).reshape(ways, -1, BLOCK)
+    (masked_J,) = np.nonzero(~blocks_WJL.all(axis=(0, 2)))
+    parts_BKW = alive.log_probs_BGK.swapaxes(1, 2), prices.greatest_BPW, prices.log_sum_BPW
+    return top_k_of_beam(prices.logits_BPWV, parts_BKW, _longer, allowed, masked_J, 2 * hypotheses)
+
+
+def _longer(logits: jax.Array, alive: jax.Array, *parts: jax.Array) -> jax.Array:
+    """Log-probabilities of hypotheses extended by tokens; of dead ones logits may be NaN."""
+    return jnp.where(alive > -jnp.inf, alive + log_probs(logits, *parts), -jnp.inf)
+
+
+def _may_be_written(tokens_BW: jax.Array, at: At, markers: Markers) -> jax.Array:
+    """Whether tokens [B, W, ...] may come there; negative ones are none."""
+
+    def of_axis(values: jax.Array, axis: int) -> jax.Array:
+        return values.reshape([-1 if other == axis else 1 for other in range(tokens_BW.ndim)])
+
+    way_W = of_axis(jnp.arange(len(markers.ways)), 1)
+    may_end_B = of_axis(at.step_B >= at.min_length, 0)
+    is_end_BW = tokens_BW == of_axis(jnp.array(markers.end), 1)
+    written_BW = jnp.asarray(markers.allowed_WV)[way_W, tokens_BW] & (tokens_BW >= 0)
+    return written_BW & (may_end_B | ~is_end_BW)
 
 
 def keep_finished(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bidi.models.prices import Prices
 from bidi.search import hypotheses as hyps
 from bidi.search.top_k import top_k
 
@@ -37,9 +38,9 @@ class Joint:
         return values_BWK.swapaxes(1, 2)
 
     def candidates(
-        self, alive: hyps.Alive, log_probs_BPWV: jax.Array, at: hyps.At, markers: hyps.Markers
+        self, alive: hyps.Alive, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
-        log_probs_BWKV = log_probs_BPWV.swapaxes(1, 2)
+        log_probs_BWKV = prices.log_probs().swapaxes(1, 2)
         last_BK = hyps.last_tokens(alive, at.step_B)[:, RIGHT]
         # The right end has ended at the step before: all that is left is that the left one ends.
         met_BK = last_BK == markers.end[RIGHT]

@@ -262,8 +262,8 @@ def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
     batches = sum(map(math.ceil, full))
     assert batches < 20
     # Random models' hypotheses have less in common than those of trained ones: some are searched
-    # again, a batch of either length.
+    # again, of either length, in batches of a row at least.
     assert 0 < tally.searched_again < 0.1 * count
-    assert 0 < tally.batches - batches <= 2
+    assert 0 < tally.batches - batches <= 2 + tally.searched_again // batching.QUEUE
     most = sum(search.max_length for search in searches)
     assert tally.row_steps_needed < most

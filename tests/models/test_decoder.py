@@ -296,10 +296,10 @@ def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pair
     layers = 3 + (interaction == "top")
     assert pairs_of_qkv(None) == [k * k] * layers
     assert pairs_of_qkv(k) == [k] * (layers - len(of_pairs)) + [k * k] * len(of_pairs)
-    (log_probs, cache), (same, larger) = (
+    (prices, cache), (same, larger) = (
         tiny.quick_jit(step, static_argnums=1)(params, combined) for combined in (k, None)
     )
-    np.testing.assert_allclose(log_probs, same, atol=1e-5)
+    np.testing.assert_allclose(prices.log_probs(), same.log_probs(), atol=1e-5)
     for name in cache:
         times = 1 if name in of_pairs else k
         assert cache[name]["keys"].size * times == larger[name]["keys"].size

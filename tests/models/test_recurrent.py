@@ -135,9 +135,9 @@ def test_combined_streams_are_computed_once():
 
     assert max(streams_of_gates(None)) == k * k
     assert max(streams_of_gates(k)) == k
-    (log_probs, cache), (same, larger) = (
+    (prices, cache), (same, larger) = (
         tiny.quick_jit(step, static_argnums=1)(params, combined) for combined in (k, None)
     )
-    np.testing.assert_allclose(log_probs, same, atol=1e-5)
+    np.testing.assert_allclose(prices.log_probs(), same.log_probs(), atol=1e-5)
     for part, whole in zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True):
         assert part.size * k == whole.size

@@ -144,8 +144,8 @@ def decode_steps(model, params, batch, steps, interact) -> jax.Array:
     cache = jax.tree.map(lambda room: room + 3, cache)
 
     def step(cache, xs):
-        log_probs_BPWV, cache = apply(source, cache, *xs, xs[-1], interact, method="decode_step")
-        return cache, log_probs_BPWV
+        prices, cache = apply(source, cache, *xs, xs[-1], interact, method="decode_step")
+        return cache, prices.log_probs()
 
     return jax.lax.scan(step, cache, steps)[1]
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidi.models.pairing import Pairing
+from bidi.models.prices import Prices
 from bidi.models.slots import Room
 
 MASK = 0xFFFFFFFF
@@ -150,6 +151,12 @@ def decode_step(
         end_cost_B1WV = jnp.where(
             ends_WV[None, None], end_cost_B11[..., None].astype(jnp.float32) / 8, 0
         )
-        return -(cost_BPWV + end_cost_B1WV), cache | {"pairs": pairs, "streams": streams}
+        # In parts, whose sums and differences are exact where there are levels.
+        parts_BPW = [
+            jnp.where(levels_B11 == 0, 0, number_BPW % 8).astype(jnp.float32) / 8
+            for number_BPW in (row_BPW, tokens_BPW)
+        ]
+        logits_BPWV = sum(parts_BPW)[..., None] - (cost_BPWV + end_cost_B1WV)
+        return Prices(logits_BPWV, *parts_BPW), cache | {"pairs": pairs, "streams": streams}
 
     return step_fn

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bidi.models.prices import Prices
 from bidi.search.beam_search import BeamSearchResult
 from tests.search import oracle
 from tests.search.cases import BOTH, L2R, R2L, Case, assert_sentence, jit_search
@@ -37,7 +38,9 @@ def by_hand(
     def step_fn(cache, tokens_BPW, place):
         way_BPW = np.broadcast_to(np.arange(ways), tokens_BPW.shape)
         step_B11, partners_BPW = place.step_B[:, None, None], jnp.flip(tokens_BPW, -1)
-        return jnp.asarray(table)[way_BPW, step_B11, tokens_BPW, partners_BPW], cache
+        log_probs_BPWV = jnp.asarray(table)[way_BPW, step_B11, tokens_BPW, partners_BPW]
+        nothing_BPW = jnp.zeros(tokens_BPW.shape)
+        return Prices(log_probs_BPWV, nothing_BPW, nothing_BPW), cache
 
     max_length = case.steps if max_length is None else max_length
     run = jit_search(case, step_fn, case.search_markers())

@@ -1,0 +1,93 @@
+"""The best tokens by blocks of a vocabulary, against those of whole rows.
+
+B batch, K hypotheses, W ways, V vocabulary, C candidates, T steps.
+"""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidi.models.prices import Prices
+from bidi.search import hypotheses as hyps
+from bidi.search.top_k import BLOCK, pays
+
+BATCH, WAYS = 2, 2
+WHOLE = 17 * BLOCK
+
+
+def markers(size: int, forbidden: float, seed: int) -> hyps.Markers:
+    """Two ways with ends of their own; this share of the tokens is written by neither or one."""
+    rng = np.random.default_rng(seed)
+    allowed_WV = rng.random((WAYS, size)) >= forbidden
+    ends = tuple(rng.choice(size, WAYS).tolist())
+    allowed_WV[range(WAYS), ends] = True
+    return hyps.Markers(("l2r", "r2l"), (0, 0), ends, allowed_WV)
+
+
+def problem(size: int, beam: int, levels: int, dead: float, seed: int):
+    """Alive hypotheses, their prices with few levels if so asked, and where they stand."""
+    rng = np.random.default_rng(seed)
+    alive_BWK = -rng.integers(0, levels, (BATCH, WAYS, beam)).astype(np.float32) / 8
+    dead_BWK = rng.random(alive_BWK.shape) < dead
+    alive_BWK[dead_BWK] = -np.inf
+    logits_BKWV = rng.integers(-levels, levels, (BATCH, beam, WAYS, size)).astype(np.float32) / 8
+    # Whatever the dead hold, no one is to see it.
+    logits_BKWV[dead_BWK.swapaxes(1, 2)] = np.nan
+    log_sum_BKW = rng.integers(0, 8, logits_BKWV.shape[:-1]).astype(np.float32) / 8
+    alive = hyps.Alive(jnp.zeros((BATCH, WAYS, beam, 1), jnp.int32), jnp.asarray(alive_BWK))
+    prices = Prices(jnp.asarray(logits_BKWV), logits_BKWV.max(axis=-1), log_sum_BKW)
+    return alive, prices, hyps.At(jnp.arange(BATCH), jnp.zeros(BATCH, bool), min_length=1)
+
+
+@settings(max_examples=60)
+@given(
+    size=st.sampled_from([WHOLE, WHOLE - 1, WHOLE - BLOCK + 1]),
+    beam=st.sampled_from([1, 2]),
+    levels=st.sampled_from([1, 2, 40, 4000]),
+    dead=st.sampled_from([0.0, 0.5, 1.0]),
+    forbidden=st.sampled_from([0.0, 0.002, 0.5, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_by_blocks_as_of_whole_rows(size, beam, levels, dead, forbidden, seed):
+    alive, prices, at = problem(size, beam, levels, dead, seed)
+    marked = markers(size, forbidden, seed)
+    assert pays(size, 2 * beam)
+    found = hyps.best_tokens(alive, prices, at, marked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hyps, "pays", lambda *_: False)
+        expected = hyps.best_tokens(alive, prices, at, marked)
+    there_BWC = np.asarray(expected[0]) > -np.inf
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == (BATCH, WAYS, 2 * beam)
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine[there_BWC], theirs[there_BWC])
+    log_probs_BWC, parents_BWC, tokens_BWC = found
+    assert (log_probs_BWC[~there_BWC] == -np.inf).all()
+    # What is no candidate goes on into dead hypotheses: it must be some token of some parent.
+    assert ((parents_BWC >= 0) & (parents_BWC < beam)).all()
+    assert ((tokens_BWC >= 0) & (tokens_BWC < size)).all()
+
+
+def test_the_vocabulary_is_passed_over_once():
+    """Nothing is added to all logits, nor any of them left out; but where they are padded."""
+    alive, prices, at = problem(WHOLE, 2, 40, 0.0, 0)
+    marked = markers(WHOLE, 0.002, 0)
+
+    def large(jaxpr):
+        for equation in jaxpr.eqns:
+            if any(variable.aval.size >= BATCH * 2 * WAYS * WHOLE for variable in equation.outvars):
+                yield equation.primitive.name
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from large(inner)
+
+    program = jax.make_jaxpr(lambda *given: hyps.best_tokens(*given, at, marked))(alive, prices)
+    assert set(large(program.jaxpr)) <= {"reshape", "pad", "jit", "pjit"}
+
+
+def test_prices_are_log_softmax():
+    logits = np.random.default_rng(0).normal(0, 20, (2, 3, 2, 50)).astype(np.float32)
+    np.testing.assert_array_equal(Prices.of(logits).log_probs(), jax.nn.log_softmax(logits))
