@@ -143,7 +143,7 @@ def best_tokens(
     """
     allowed = functools.partial(_may_be_written, at=at, markers=markers)
     batch, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
-    if not pays(vocabulary, 2 * hypotheses):
+    if not pays(hypotheses * vocabulary, 2 * hypotheses):
         tokens_BWV = jnp.broadcast_to(jnp.arange(vocabulary), (batch, ways, vocabulary))
         extensions_BWKV = prices.log_probs().swapaxes(1, 2)
         return best_extensions(alive, extensions_BWKV, allowed(tokens_BWV)[:, :, None])

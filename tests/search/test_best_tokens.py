@@ -16,7 +16,7 @@ from bidi.search import hypotheses as hyps
 from bidi.search.top_k import BLOCK, pays
 
 BATCH, WAYS = 2, 2
-WHOLE = 17 * BLOCK
+WHOLE = 10 * BLOCK
 
 
 def markers(size: int, forbidden: float, seed: int) -> hyps.Markers:
@@ -55,7 +55,7 @@ def problem(size: int, beam: int, levels: int, dead: float, seed: int):
 def test_by_blocks_as_of_whole_rows(size, beam, levels, dead, forbidden, seed):
     alive, prices, at = problem(size, beam, levels, dead, seed)
     marked = markers(size, forbidden, seed)
-    assert pays(size, 2 * beam)
+    assert pays(beam * size, 2 * beam)
     found = hyps.best_tokens(alive, prices, at, marked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hyps, "pays", lambda *_: False)
