@@ -1,8 +1,8 @@
 """Examples packed into rows, first fit, chunk by chunk.
 
 Grain's own packing does the same, array by array of one example after another: some 50 microseconds
-an example where this takes 4, while Python's lock keeps a GPU from its next update. Here only the
-choice of a row is made example by example; rows are put together in a few large copies.
+an example where this takes a few, while Python's lock keeps a GPU from its next update. Here only
+the choice of a row is made example by example; rows are put together in a few large copies.
 
 Letters: E examples, N steps of all of them, B rows, T steps of a row.
 """

@@ -145,7 +145,10 @@ class Generator:
         return [found[index] for index in range(len(encoded))]
 
     def _with_room(self, config: SearchConfig) -> Batching:
-        """The batching with so many fewer rows that `whole_room` for them takes no more memory."""
+        """The batching with so many fewer rows that `whole_room` for them takes no more memory.
+
+        But where a device has fewer rows than there are streams: one is the least.
+        """
         coupling = config.make_coupling(self._ways)
         pairs, combined = coupling.pairs, coupling.combined
         # `likely_room` is for the steps of one stream at least.

@@ -142,11 +142,11 @@ def best_tokens(
     `prices` are of hypotheses: their P are K.
     """
     allowed = functools.partial(_may_be_written, at=at, markers=markers)
-    batch, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
+    _, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
     if not pays(hypotheses * vocabulary, 2 * hypotheses):
-        tokens_BWV = jnp.broadcast_to(jnp.arange(vocabulary), (batch, ways, vocabulary))
+        tokens_1WV = jnp.broadcast_to(jnp.arange(vocabulary), (1, ways, vocabulary))
         extensions_BWKV = prices.log_probs().swapaxes(1, 2)
-        return best_extensions(alive, extensions_BWKV, allowed(tokens_BWV)[:, :, None])
+        return best_extensions(alive, extensions_BWKV, allowed(tokens_1WV)[:, :, None])
     always_WV = markers.allowed_WV.copy()
     always_WV[np.arange(ways), markers.end] = False
     blocks_WJL = np.pad(always_WV, ((0, 0), (0, -vocabulary % BLOCK))).reshape(ways, -1, BLOCK)
@@ -161,7 +161,7 @@ def _longer(logits: jax.Array, alive: jax.Array, *parts: jax.Array) -> jax.Array
 
 
 def _may_be_written(tokens_BW: jax.Array, at: At, markers: Markers) -> jax.Array:
-    """Whether tokens [B, W, ...] may come there; negative ones are none."""
+    """Whether tokens [B or 1, W, ...] may come there, [B, W, ...]; negative ones are none."""
 
     def of_axis(values: jax.Array, axis: int) -> jax.Array:
         return values.reshape([-1 if other == axis else 1 for other in range(tokens_BW.ndim)])

@@ -66,8 +66,8 @@ def top_k_of_beam(
         values_BKWV: float32.
         parts_BKW: what else their worth depends on.
         worth: of values [B, K, W, ...] and parts of that shape: the greater, the more.
-        allowed: whether entries int32 [B, W, ...] of V may be chosen, bool of that shape; negative
-            ones, which stand for none, may not.
+        allowed: whether entries int32 [B or 1, W, ...] of V may be chosen, bool of that shape or
+            with B; negative ones, which stand for none, may not.
         masked_J: static, blocks of V of which not all entries are always allowed, as of a last one
             that is not full.
         k: at most K * V.
@@ -88,9 +88,9 @@ def top_k_of_beam(
 
     # --> the k best blocks
     entry_XL = entries_of(jnp.asarray(masked_J))
-    entry_BWXL = jnp.broadcast_to(entry_XL, (batch, ways, *entry_XL.shape))
+    entry_1WXL = jnp.broadcast_to(entry_XL, (1, ways, *entry_XL.shape))
     greatest_BKWX = jnp.where(
-        allowed(entry_BWXL)[:, None], blocks_BKWJL[..., masked_J, :], -jnp.inf
+        allowed(entry_1WXL)[:, None], blocks_BKWJL[..., masked_J, :], -jnp.inf
     ).max(axis=-1)
     greatest_BKWJ = blocks_BKWJL.max(axis=-1).at[..., masked_J].set(greatest_BKWX)
     worth_BKWJ = worth(greatest_BKWJ, *(part_BKW[..., None] for part_BKW in parts_BKW))
