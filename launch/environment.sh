@@ -24,9 +24,10 @@ has_gpu() { has_any /dev/nvidia[0-9]*; }
 has_accelerator() { has_gpu || has_any /dev/kfd /dev/accel[0-9]* /dev/vfio/[0-9]*; }
 
 # On a CPU, glibc gives a step's memory back to the system and faults it in again for the next one.
-# Keeping it, and asking for huge pages, makes a small Transformer's step a quarter faster. Arenas
-# stay as many as glibc makes: in a single one devices' threads wait for each other, and what
-# compilation leaves there in pieces slows every allocation, which makes the step 1.6 times as long.
+# Keeping it, and asking for huge pages, makes a small Transformer's step a quarter faster. Only the
+# first arena can keep blocks of over 64 MB. Still there are as many as glibc makes: in a single one
+# devices' threads wait for each other, and what compilation leaves there in pieces slows every
+# allocation, which makes the step 1.6 times as long.
 if ! has_accelerator; then
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
   export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
