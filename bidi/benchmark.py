@@ -24,7 +24,7 @@ import rich.console
 from absl import flags
 
 from bidi import config, experiment, trained, verb
-from bidi.benchmarking import losses, product, programs, searches, tables, topology, updates
+from bidi.benchmarking import compiled, losses, product, programs, searches, tables, updates
 from bidi.data.prepared import Prepared
 from bidi.evaluation import restore
 from bidi.files import can_hold, path_of, write_whole
@@ -83,7 +83,7 @@ def loss(bindings: list[str]) -> None:
     if flags.FLAGS.print_config:
         print(config.describe())
         return
-    _, target = topology.vocabularies(loaded)
+    _, target = compiled.vocabularies(loaded)
     report = losses.measure(loaded, target.size, CompileMeter(), rounds=_ROUNDS.value)
     tables.print_loss(report, rich.console.Console())
     _write(report, config.operative())

@@ -1,9 +1,10 @@
-"""Compiles for TPUs that are not here: python -m bidi.compile --topology=v5e:4x4 --gin_file=...
+"""Compiles for devices that are not here: python -m bidi.compile --topology=v5e:4x4 --gin_file=...
 
-Compiles the update and the search of an experiment by libtpu (pip install 'bidi[tpu-compile]'), on
-a machine without a TPU and without data, and says per device: memory by what fills it, operations,
-traffic, what devices send each other, and the least time that the chip's limits allow. Vocabularies
-have the sizes that the configuration asks for.
+Compiles the update and the search of an experiment for TPUs, by libtpu (pip install
+'bidi[tpu-compile]'), or for NVIDIA's GPUs, by jax's plugin ('bidi[gpu-compile]'), on a machine that
+has neither, without data, and says per device: memory by what fills it, operations, traffic, how
+many kernels are started, what devices send each other, and the least time that the chip's limits
+allow. Vocabularies have the sizes that the configuration asks for.
 """
 
 import json
@@ -13,12 +14,15 @@ import rich.console
 from absl import flags
 
 from bidi import config, experiment, verb
-from bidi.benchmarking import tables, topology
+from bidi.benchmarking import compiled, tables, topology
 from bidi.files import can_hold, path_of, write_whole
 from bidi.provenance import provenance
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chip and sides: v5e:4x4 (v5e-16), v6e:4x4, v4:2x2x1 (v4-8), v5p:2x2x1."
+    "topology",
+    None,
+    "Chip and how many: v5e:4x4 (v5e-16), v6e:4x4, v4:2x2x1 (v4-8), v5p:2x2x1; a100:1, h100:8 (a "
+    "machine of eight), h200:2x8 (two of them).",
 )
 _PROGRAMS = flags.DEFINE_list("programs", ["train", "search"], "What to compile.")
 _SOURCE_TOKENS = flags.DEFINE_integer(
@@ -31,7 +35,7 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(bindings: list[str]) -> None:
     """Compiles, prints a table and writes what `--output` asks for."""
-    # There may be a libtpu, but there is no TPU: jax would look for one.
+    # There may be their compilers, but there are no TPUs and GPUs: jax would look for them.
     jax.config.update("jax_platforms", "cpu")
     loaded = config.load(experiment.build, verb.gin_files(), bindings)
     operative = config.operative()
@@ -47,9 +51,9 @@ def main(bindings: list[str]) -> None:
     devices = topology.topology(_TOPOLOGY.value)
     programs = {}
     if "train" in _PROGRAMS.value:
-        programs["train"] = topology.update(loaded, devices)
+        programs["train"] = compiled.update(loaded, devices)
     if "search" in _PROGRAMS.value:
-        programs["search"] = topology.search(loaded, devices, _SOURCE_TOKENS.value)
+        programs["search"] = compiled.search(loaded, devices, _SOURCE_TOKENS.value)
     report = {"topology": _TOPOLOGY.value, "chip": devices[0].device_kind, "programs": programs}
     tables.print_compiled(report, rich.console.Console())
     if _OUTPUT.value:

@@ -1,4 +1,4 @@
-"""The verb on a tiny experiment; needs libtpu for all but its errors."""
+"""The verb on a tiny experiment; needs libtpu and jax's CUDA plugin for all but its errors."""
 
 import importlib.util
 import json
@@ -36,6 +36,10 @@ Evaluation.batch_tokens = 64
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not here (bidi[tpu-compile])"
+)
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="jax's CUDA plugin is not here (bidi[gpu-compile])",
 )
 
 
@@ -134,6 +138,34 @@ def test_a_topology_that_is_none(gin_file):
     assert done.returncode == 1
     assert "bidi.compile: --topology=v5e:3x5: " in done.stderr
     assert "like v5e:4x4" in done.stderr
+
+
+@needs_cuda_plugin
+@pytest.mark.parametrize("chip", ["a100", "h100", "h200"])
+def test_on_a_gpu(gin_file, tmp_path, chip):
+    report = report_of(tmp_path, f"--topology={chip}:1", f"--gin_file={gin_file}")
+    train, search = report["train"], report["search"]
+    assert train["devices"] == search["devices"] == 1
+    assert train["work"]["flops"] == train["flops_needed"] > 0
+    assert train["work"]["collectives"] == {}
+    parameters = train["memory"]["parameters"]
+    assert train["work"]["bytes"] > 3 * parameters
+    assert search["work"]["open_loops"] == 1
+    rounds = search["rounds"] * search["work"]["open_kernels"]
+    assert 20 < search["work"]["open_kernels"] < 200
+    assert rounds < search["work"]["kernels"] < 2 * rounds
+    for one in (train, search):
+        assert one["fits"]
+
+
+@needs_cuda_plugin
+def test_gradients_are_added_up_over_gpus(gin_file, tmp_path):
+    train = report_of(
+        tmp_path, "--topology=h100:2x4", f"--gin_file={gin_file}", "--programs=train"
+    )["train"]
+    assert train["devices"] == 8
+    reduced = train["work"]["collectives"]["all-reduce"]["bytes"]
+    assert reduced >= train["memory"]["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -29,22 +29,25 @@ class Chip:
     interconnect: float
 
 
-# By the longest prefix of `device_kind`; docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e. Sending
-# is half of "bidirectional ICI bandwidth per chip"; of v4 "all-reduce bandwidth per Pod" over its
-# 4096 chips, which for v5e and v6e comes to the same as that half.
+# By `device_kind`; docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; NVIDIA's data sheets. Sending
+# is half of "bidirectional ICI bandwidth per chip", or of what NVLink sends and receives; of v4
+# "all-reduce bandwidth per Pod" over its 4096 chips, which for v5e and v6e comes to the same as
+# that half.
 CHIPS = {
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
     "TPU v4": Chip(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096),
     "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
     "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9),
     "TPU v6 lite": Chip(918e12, 32e9, 1638e9, 400e9),
 }
 
-# The same as `Chip.flops`, by the makers' data sheets.
+# The same as `Chip.flops`, by the longest prefix of `device_kind`.
 _PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
     **{kind: chip.flops for kind, chip in CHIPS.items()},
 }
 

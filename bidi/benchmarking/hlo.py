@@ -1,9 +1,10 @@
 """What a compiled program does on a device, counted in XLA's text of it.
 
 Counted are the operations of matrix products, the bytes that go between the device's main memory
-and its cores, and what devices send each other. A loop's body counts as often as it runs: so often
-as XLA says, or as its condition compares a counter with (`lax.scan`); where neither is known, for
-its end is in the data, as often as the caller says. XLA's own cost analysis counts a body once.
+and its cores, the kernels that it starts, and what devices send each other. A loop's body counts as
+often as it runs: so often as XLA says, or as its condition compares a counter with (`lax.scan`);
+where neither is known, for its end is in the data, as often as the caller says. XLA's own cost
+analysis counts a body once.
 """
 
 import dataclasses
@@ -59,14 +60,18 @@ class Work:
     Attributes:
         flops: operations of matrix products, two for each multiplication and addition.
         bytes: between main memory and cores.
+        kernels: fusions and whatever else stands by itself, one after the other.
         collectives: by kind.
         open_loops: loops in the text whose number of rounds the caller had to say.
+        open_kernels: of `kernels`, those of one round of these loops.
     """
 
     flops: float = 0
     bytes: float = 0
+    kernels: float = 0
     collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
     open_loops: int = 0
+    open_kernels: float = 0
 
     @property
     def sent(self) -> float:
@@ -85,20 +90,23 @@ class Work:
         return Work(
             self.flops + other.flops,
             self.bytes + other.bytes,
+            self.kernels + other.kernels,
             added,
             self.open_loops + other.open_loops,
+            self.open_kernels + other.open_kernels,
         )
 
     def times(self, rounds: float) -> "Work":
         """The same, so often."""
-        return Work(
-            rounds * self.flops,
-            rounds * self.bytes,
-            {
+        return dataclasses.replace(
+            self,
+            flops=rounds * self.flops,
+            bytes=rounds * self.bytes,
+            kernels=rounds * self.kernels,
+            collectives={
                 kind: Collective(rounds * one.count, rounds * one.bytes, rounds * one.sent)
                 for kind, one in self.collectives.items()
             },
-            self.open_loops,
         )
 
 
@@ -138,17 +146,17 @@ class _Program:
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES and one.name not in self._carried:
             collectives[kind] = self._collective(computation, one, kind)
-        moved = 0 if fused else self._bytes(computation, one)
-        return Work(flops, moved, collectives)
+        if fused or not _starts(one):
+            return Work(flops, collectives=collectives)
+        return Work(flops, self._bytes(computation, one), 1, collectives)
 
     def _work_called(self, one: Instruction, fused: bool) -> Work:
         if one.opcode == "while":
             rounds = self._rounds(one)
-            body = re.search(r"body=%?([\w.\-]+)", one.rest)
-            assert body is not None, one.rest
-            inner = self._of(body[1], fused)
+            inner = self._of(_named(one, "body"), fused) + self._of(_named(one, "condition"), fused)
             if rounds is None:
-                return inner.times(self._open_rounds) + Work(open_loops=1)
+                opened = Work(open_loops=1, open_kernels=inner.kernels)
+                return inner.times(self._open_rounds) + opened
             return inner.times(rounds)
         if one.opcode == "conditional":
             # One of them runs: the one that does most.
@@ -163,9 +171,7 @@ class _Program:
         known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?\s*[:=]\s*"?(\d+)', loop.rest)
         if known:
             return int(known[1])
-        name = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        assert name is not None, loop.rest
-        condition = self._computations[name[1]]
+        condition = self._computations[_named(loop, "condition")]
         root = condition.instructions[condition.root]
         compared = root
         if root.opcode == "fusion":
@@ -183,9 +189,7 @@ class _Program:
 
     def _step(self, loop: Instruction, place: int) -> int:
         """What a loop adds to its counter: more than 1 where XLA has made of two rounds one."""
-        name = re.search(r"body=%?([\w.\-]+)", loop.rest)
-        assert name is not None, loop.rest
-        body = self._computations[name[1]]
+        body = self._computations[_named(loop, "body")]
         added = body.instructions.get(body.instructions[body.root].operands[place])
         if added is None or added.opcode != "add":
             return 1
@@ -203,10 +207,6 @@ class _Program:
         return Collective(1, moved, moved * passes.get(kind, share))
 
     def _bytes(self, computation: Computation, one: Instruction) -> float:
-        if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
-            return 0
-        if one.opcode == "custom-call" and any(name in one.rest for name in _FREE_CALLS):
-            return 0
         if one.opcode.endswith("-start"):
             return self._started_bytes(computation, one)
         if one.opcode == "fusion":
@@ -216,9 +216,8 @@ class _Program:
         if one.opcode in _SLICES:
             from_main = any(array.main_bytes for array in sources[0])
             return written + (sum(array.bytes for array in one.arrays) if from_main else 0)
-        if one.opcode == "dynamic-update-slice":
-            update = sum(array.bytes for array in sources[1])
-            return update * (1 + bool(written))
+        if (update := self._update_of(one)) is not None:
+            return computation.bytes_of(update) * (1 + bool(written))
         return written + sum(array.main_bytes for arrays in sources for array in arrays)
 
     def _started_bytes(self, computation: Computation, one: Instruction) -> float:
@@ -264,7 +263,7 @@ class _Program:
         for user in computation.users[name]:
             if user.opcode in _SLICES and user.operands[0] == name:
                 total += sum(array.bytes for array in user.arrays)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            elif self._update_of(user) is not None and user.operands[0] == name:
                 pass  # stays as it is but for the update
             elif user.opcode == "tuple" or user.name in self._carried:
                 pass  # goes through as it is
@@ -284,9 +283,19 @@ class _Program:
             return 0
         while one.opcode == "bitcast" and one.operands[0] in computation.instructions:
             one = computation.instructions[one.operands[0]]
-        if one.opcode == "dynamic-update-slice":
-            return computation.bytes_of(one.operands[1])
+        if (update := self._update_of(one)) is not None:
+            return computation.bytes_of(update)
         return sum(array.bytes for array in one.arrays)
+
+    def _update_of(self, one: Instruction) -> str | None:
+        """What an instruction writes into its first operand, if it only replaces a part of that."""
+        if one.opcode == "dynamic-update-slice":
+            return one.operands[1]
+        if one.opcode != "scatter" or len(one.operands) != 3:
+            return None
+        combined = self._computations[one.called[0]]
+        root = combined.instructions[combined.root]
+        return one.operands[2] if root.opcode == "parameter" else None
 
 
 def _carried(computations: Iterable[Computation]) -> set[str]:
@@ -305,6 +314,20 @@ def _carried(computations: Iterable[Computation]) -> set[str]:
         for name, begins in named
         if not begins
     }
+
+
+def _starts(one: Instruction) -> bool:
+    """Whether it is anything that a device does, and begins it."""
+    if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
+        return False
+    return one.opcode != "custom-call" or not any(name in one.rest for name in _FREE_CALLS)
+
+
+def _named(loop: Instruction, part: str) -> str:
+    """The computation that is a loop's body or condition."""
+    name = re.search(rf"{part}=%?([\w.\-]+)", loop.rest)
+    assert name is not None, loop.rest
+    return name[1]
 
 
 def _size(work: Work) -> tuple[float, float]:

@@ -149,7 +149,7 @@ def _print_sizes(rows: list[dict[str, Any]], console: rich.console.Console) -> N
 
 
 def print_compiled(report: dict[str, Any], console: rich.console.Console) -> None:
-    """What `topology.update` and `topology.search` say, of the programs of `bidi.compile`."""
+    """What `compiled.update` and `compiled.search` say, of the programs of `bidi.compile`."""
     programs = report["programs"]
     columns = {name: dict(_compiled_lines(one)) for name, one in programs.items()}
     table = _table(f"{report['topology']} ({report['chip']}): on each device", *columns)
@@ -175,6 +175,9 @@ def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "flops_needed" in one:
         yield "  needed by arithmetic", f"{one['flops_needed'] / 1e9:,.1f}"
     yield "main memory traffic, MB", _megabytes(work["bytes"])
+    yield "kernels", f"{work['kernels']:,.0f}"
+    if work["open_loops"]:
+        yield "  in a round of the loop", f"{work['open_kernels']:,.0f}"
     for kind, collective in work["collectives"].items():
         yield f"{kind}: how many", f"{collective['count']:,.0f}"
         yield f"{kind}: of arrays of, MB", _megabytes(collective["bytes"])

@@ -1,32 +1,17 @@
-"""What an experiment takes on TPUs that are not there, by libtpu's compiler.
-
-The update and the search are those of `bidi.train` and `bidi.evaluate`, compiled for the devices of
-a topology in place of those of this machine. No data are needed: of batches only shapes count.
-"""
+"""Devices that are not there, to be compiled for: TPUs by libtpu, GPUs by jax's CUDA plugin."""
 
 import dataclasses
 import importlib.util
-import math
 import os
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
-from bidi.benchmarking import hlo
-from bidi.benchmarking.devices import CHIPS, Chip
-from bidi.benchmarking.updates import update_flops
+from bidi.benchmarking.devices import CHIPS
 from bidi.config import ConfigError
-from bidi.data import pipeline
-from bidi.data.vocabulary import FIRST_TEXT_ID, Vocabulary
-from bidi.evaluation.generate import Generator
-from bidi.evaluation.restore import max_source_length
-from bidi.experiment import Experiment
-from bidi.models.config import TransformerConfig
 
 # Without them libtpu asks a server of Google's cloud, which is not there, what machine this is, and
 # refuses to be loaded by two processes, of which one alone can have a TPU.
@@ -40,81 +25,120 @@ _NO_TPU = {
 # On these two cores of a chip are one device, if nothing else is asked for.
 _MEGACORE = ("v4", "v5p")
 
+
+@dataclasses.dataclass(frozen=True)
+class _Gpu:
+    """What XLA's compiler asks of a GPU, by NVIDIA's data sheets and tuning guides.
+
+    Attributes:
+        kind: as the device calls itself.
+        capability: the compute capability, as XLA writes it.
+        multiprocessors: how many.
+        lanes: float32 operations of a multiprocessor in a clock.
+        clock: GHz.
+        shared: bytes of a multiprocessor's shared memory, of which a block gets 1 KiB less.
+        level2: bytes of the cache before main memory.
+    """
+
+    kind: str
+    capability: str
+    multiprocessors: int
+    lanes: int
+    clock: float
+    shared: int
+    level2: int
+
+    @property
+    def description(self) -> str:
+        """XLA's `GpuTargetConfigProto`, as text."""
+        chip = CHIPS[self.kind]
+        return f"""
+            gpu_device_info {{
+              threads_per_block_limit: 1024
+              threads_per_warp: 32
+              threads_per_core_limit: 2048
+              block_dim_limit_x: {2**31 - 1}
+              block_dim_limit_y: {2**16 - 1}
+              block_dim_limit_z: {2**16 - 1}
+              registers_per_block_limit: {2**16}
+              registers_per_core_limit: {2**16}
+              shared_memory_per_block: {48 * 2**10}
+              shared_memory_per_block_optin: {self.shared - 2**10}
+              shared_memory_per_core: {self.shared}
+              core_count: {self.multiprocessors}
+              fpus_per_core: {self.lanes}
+              clock_rate_ghz: {self.clock}
+              l2_cache_size: {self.level2}
+              memory_bandwidth: {int(chip.bandwidth)}
+              device_memory_size: {int(chip.memory)}
+              cuda_compute_capability {{ {self.capability} }}
+            }}
+            platform_name: "CUDA"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            device_description_str: "{self.kind}"
+        """
+
+
+_HOPPER = "major: 9 feature_extension: ACCELERATED_FEATURES"
+_GPUS = {
+    "a100": _Gpu("NVIDIA A100-SXM4-80GB", "major: 8", 108, 64, 1.41, 164 * 2**10, 40 * 2**20),
+    "h100": _Gpu("NVIDIA H100 80GB HBM3", _HOPPER, 132, 128, 1.98, 228 * 2**10, 50 * 2**20),
+    "h200": _Gpu("NVIDIA H200", _HOPPER, 132, 128, 1.98, 228 * 2**10, 50 * 2**20),
+}
+
 # SparseCores look embeddings up on v6e. How libtpu 0.0.52 writes that, jaxlib 0.10.2 cannot read,
 # so they are looked up by the TensorCores there.
-_READABLE: dict[str, jax.stages.CompilerOptions] = {
-    "TPU v6 lite": {"xla_tpu_offload_gather_to_sparsecore": "false"}
-}
+_READABLE: jax.stages.CompilerOptions = {"xla_tpu_offload_gather_to_sparsecore": "false"}
+# Kernels are tuned by running them.
+_UNTUNED: jax.stages.CompilerOptions = {"xla_gpu_autotune_level": "0"}
 
 
 class NoCompilerError(ModuleNotFoundError):
-    """libtpu is not installed."""
+    """libtpu, or jax's plugin for CUDA, is not installed."""
 
 
-class SizeOnly(Vocabulary):
-    """Stands for a vocabulary that nobody has trained yet."""
-
-    def __init__(self, size: int):
-        """Of so many ids."""
-        self.size = size
-
-
-class _OnePair:
-    """Data, as far as shapes depend on them."""
-
-    def __init__(self):
-        self.longest = {"source": 1, "target": 1}
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        token = np.array([FIRST_TEXT_ID], np.int32)
-        return [dict.fromkeys(("source", "target", "l2r", "r2l"), token) for _ in indices]
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """The least time that a program takes on a chip, by each of its limits.
-
-    Attributes:
-        compute: seconds of matrix products at the peak rate.
-        memory: seconds of traffic with main memory.
-        interconnect: seconds of sending.
-    """
-
-    compute: float
-    memory: float
-    interconnect: float
-
-    @classmethod
-    def of(cls, work: hlo.Work, chip: Chip) -> "Roofline":
-        """Of this work on this chip."""
-        return cls(
-            work.flops / chip.flops, work.bytes / chip.bandwidth, work.sent / chip.interconnect
-        )
-
-    @property
-    def bound(self) -> str:
-        """Which limit is met first."""
-        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
-
-    @property
-    def seconds(self) -> float:
-        """If all three went on at once, and nothing else took time."""
-        return max(self.compute, self.memory, self.interconnect)
-
-
-def topology(name: str) -> list[jax.Device]:
-    """The devices of a topology, `v5e:4x4`; they can only be compiled for.
+def topology(name: str) -> Sequence[jax.Device]:
+    """The devices of a topology, `v5e:4x4` or `h100:8`; they can only be compiled for.
 
     Raises:
-        NoCompilerError: libtpu is not there.
+        NoCompilerError: what compiles for them is not there.
         ConfigError: there is no such topology, or nothing is known of its chips.
     """
+    chip, _, sides = name.partition(":")
+    return _gpus(chip, sides) if chip in _GPUS else _tpus(name)
+
+
+def compiler_options(device: jax.Device) -> jax.stages.CompilerOptions | None:
+    """What to ask of the compiler for such a device."""
+    if device.platform == "gpu":
+        return _UNTUNED
+    return _READABLE if device.device_kind == "TPU v6 lite" else None
+
+
+def _gpus(chip: str, sides: str) -> Sequence[jax.Device]:
+    size = re.fullmatch(r"(?:(\d+)x)?(\d+)", sides)
+    if not size or not int(size[1] or 1) * int(size[2]):
+        raise ConfigError(
+            f"--topology={chip}:{sides}: write how many GPUs a machine has, like {chip}:8, or how "
+            f"many machines of how many, like {chip}:2x8"
+        )
+    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
+        raise NoCompilerError(
+            f"--topology={chip}:{sides} needs jax's plugin for CUDA, but no CUDA: pip install "
+            "'bidi[gpu-compile]' (Linux)"
+        )
+    shape = f"1x{size[1] or 1}x{size[2]}"
+    found: Any = topologies.get_topology_desc(
+        chip, "cuda", target_config=_GPUS[chip].description, topology=shape
+    )
+    return found.devices
+
+
+def _tpus(name: str) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise NoCompilerError(
-            "--topology needs libtpu, TPUs' compiler: pip install 'bidi[tpu-compile]' (Linux)"
+            f"--topology={name} needs libtpu, TPUs' compiler: pip install 'bidi[tpu-compile]' "
+            f"(Linux); GPUs are {', '.join(_GPUS)}"
         )
     for variable, value in _NO_TPU.items():
         os.environ.setdefault(variable, value)
@@ -124,7 +148,7 @@ def topology(name: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
             f"--topology={name}: {error}; write the chip and how many there are along each side, "
-            "like v5e:4x4, v6e:2x2 or v4:2x2x1"
+            f"like v5e:4x4, v6e:2x2 or v4:2x2x1; GPUs are {', '.join(_GPUS)}"
         ) from None
     devices = found.devices
     if devices[0].device_kind not in CHIPS:
@@ -133,143 +157,3 @@ def topology(name: str) -> list[jax.Device]:
             f"{', '.join(CHIPS)}"
         )
     return devices
-
-
-def vocabularies(experiment: Experiment) -> tuple[Vocabulary, Vocabulary]:
-    """Of source and target, by the sizes that the experiment asks for."""
-    source = experiment.data.source_vocabulary
-    target = source if experiment.joint_vocabulary else experiment.data.target_vocabulary
-    assert target is not None
-    return SizeOnly(source.size), SizeOnly(target.size)
-
-
-def update(experiment: Experiment, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Compiles the update on all devices and says what it takes, see `_report`.
-
-    Raises:
-        ConfigError: devices, rows or model cannot be divided so.
-    """
-    trainer = experiment.make_trainer(*vocabularies(experiment))
-    partitioner = experiment.make_partitioner(trainer, devices)
-    batch = next(
-        pipeline.validation_batches(
-            _OnePair(), experiment.streams, experiment.batches, experiment.partner
-        )
-    )
-    state = partitioner.shapes()
-    parts = {
-        "parameters": _bytes_each(state.params),
-        "optimizer": _bytes_each(state.optimizer),
-        "average": _bytes_each(state.ema),
-    }
-    report = _report(partitioner.lower(batch), devices, parts)
-    labels = experiment.batches.rows * experiment.batches.target_length
-    report["target_tokens"] = labels * len(experiment.streams.directions)
-    if isinstance(experiment.model, TransformerConfig):
-        needed = update_flops(experiment, trainer.model.target_vocabulary)
-        report["flops_needed"] = needed / len(devices)
-    return report
-
-
-def search(
-    experiment: Experiment, devices: Sequence[jax.Device], source_tokens: int
-) -> dict[str, Any]:
-    """Compiles the search of a full batch on the devices of one process, see `_report`.
-
-    Each process searches sentences of its own.
-    """
-    own = [device for device in devices if device.process_index == devices[0].process_index]
-    source, target = vocabularies(experiment)
-    model = experiment.make_model(source, target)
-    init = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())
-    generator = Generator(
-        model,
-        init["params"],
-        experiment.streams,
-        source,
-        target,
-        max_source_length(experiment),
-        experiment.evaluation,
-        own,
-    )
-    lowered = generator.lower_search(source_tokens, experiment.search)
-    parts = {"parameters": _bytes_each(init["params"])}
-    report = _report(lowered.program, own, parts, lowered.steps)
-    return {**report, "sentences": lowered.sentences, "rounds": lowered.steps}
-
-
-def _report(
-    lowered: jax.stages.Lowered,
-    devices: Sequence[jax.Device],
-    parts: dict[str, int],
-    open_rounds: int = 1,
-) -> dict[str, Any]:
-    """Compiles; what a device holds and does, and what bounds it.
-
-    Args:
-        lowered: the program.
-        devices: that it is for.
-        parts: bytes of its arguments on each device, by name.
-        open_rounds: see `hlo.work`.
-
-    Returns:
-        `devices`, `memory` in bytes by part with `total` and `chip`; `fits`; and, if it does,
-        `compile_seconds`, `work` and `roofline`; or `why` these are not known.
-    """
-    chip = CHIPS[devices[0].device_kind]
-    start = time.perf_counter()
-    head: dict[str, Any] = {"devices": len(devices)}
-    try:
-        compiled = lowered.compile(_READABLE.get(devices[0].device_kind))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        used = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
-        total = float(used[1]) * 1024 ** " KMG".index(used[2]) if used else None
-        needed = {**parts, "total": total, "chip": chip.memory}
-        return {**head, "fits": False, "memory": needed, "why": str(error).splitlines()[0]}
-    seconds = time.perf_counter() - start
-    held = compiled.memory_analysis()
-    assert held is not None
-    rest = held.argument_size_in_bytes - sum(parts.values())
-    # Results that take their arguments' place take no room of their own.
-    results = held.output_size_in_bytes - held.alias_size_in_bytes
-    room: dict[str, float] = {
-        **parts,
-        "batch": rest,
-        "results": results,
-        "temporary": held.temp_size_in_bytes,
-        "program": held.generated_code_size_in_bytes,
-    }
-    head |= {
-        "fits": sum(room.values()) <= chip.memory,
-        "compile_seconds": seconds,
-        "memory": {**room, "total": sum(room.values()), "chip": chip.memory},
-    }
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:
-        # libtpu writes programs that an older jaxlib does not know how to read.
-        why = f"libtpu compiled it, but this jaxlib cannot read the program: {error}"
-        return {**head, "why": why}
-    assert text is not None
-    work = hlo.work(text, len(devices), open_rounds)
-    roofline = Roofline.of(work, chip)
-    return {
-        **head,
-        "work": dataclasses.asdict(work),
-        "roofline": {
-            **dataclasses.asdict(roofline),
-            "seconds": roofline.seconds,
-            "bound": roofline.bound,
-        },
-    }
-
-
-def _bytes_each(tree: Any) -> int:
-    """Bytes of its leaves on each device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
-        * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

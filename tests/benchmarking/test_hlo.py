@@ -70,8 +70,9 @@ def test_a_program_by_hand():
         "all-reduce": hlo.Collective(1, RESULT, 2 * RESULT * 3 / 4),
     }
     assert work.sent == 12 * SLICE + 1.5 * RESULT
-    # The weights once, four slices, the product's left side, the reduced result.
-    assert work.bytes == RIGHT + 4 * SLICE + LEFT + RESULT
+    # The weights once, four slices, the product's left side, the reduced result; a loop's counter,
+    # its limit and their comparison.
+    assert work.bytes == RIGHT + 4 * SLICE + LEFT + RESULT + 4 * (4 + 4 + 1)
 
 
 def test_loops_that_end_by_the_data_go_round_as_often_as_said():
@@ -143,6 +144,94 @@ def test_a_collective_beside_other_fusions_is_counted_once():
     assert work.collectives == {"all-gather": hlo.Collective(1, gathered, gathered * 7 / 8)}
     # The share is read and the whole written; what is computed meanwhile reads and writes its own.
     assert work.bytes == gathered / 8 + gathered + 2 * 64 * 4
+
+
+# As GPUs' programs look: a product nested in two fusions, a cache that a step is written into, and a
+# branch that is taken or not, in a loop that ends by the data.
+GPU = """
+HloModule jit_search, is_scheduled=true
+
+%replaces (old: f32[], new: f32[]) -> f32[] {
+  %old = f32[] parameter(0)
+  ROOT %new = f32[] parameter(1)
+}
+
+%written (p.1: f32[32,8], p.2: s32[2,1], p.3: f32[2,1,8]) -> f32[32,8] {
+  %p.1 = f32[32,8]{1,0} parameter(0)
+  %p.2 = s32[2,1]{1,0} parameter(1)
+  %p.3 = f32[2,1,8]{2,1,0} parameter(2)
+  ROOT %scatter.1 = f32[32,8]{1,0} scatter(%p.1, %p.2, %p.3), update_window_dims={1,2}, inserted_window_dims={}, scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%replaces
+}
+
+%tile (p.4: f32[32,8], p.5: f32[8,4]) -> f32[32,4] {
+  %p.4 = f32[32,8]{1,0} parameter(0)
+  %p.5 = f32[8,4]{1,0} parameter(1)
+  ROOT %dot.1 = f32[32,4]{1,0} dot(%p.4, %p.5), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%product (p.6: f32[32,8], p.7: f32[8,4]) -> f32[32,4] {
+  %p.6 = f32[32,8]{1,0} parameter(0)
+  %p.7 = f32[8,4]{1,0} parameter(1)
+  ROOT %inner.1 = f32[32,4]{1,0} fusion(%p.6, %p.7), kind=kCustom, calls=%tile
+}
+
+%taken (p.8: f32[32,4]) -> f32[32,4] {
+  %p.8 = f32[32,4]{1,0} parameter(0)
+  ROOT %neg.1 = f32[32,4]{1,0} negate(%p.8)
+}
+
+%left (p.9: f32[32,4]) -> f32[32,4] {
+  ROOT %p.9 = f32[32,4]{1,0} parameter(0)
+}
+
+%body (p.10: (pred[], f32[32,8], s32[2,1], f32[2,1,8], f32[8,4])) -> (pred[], f32[32,8], s32[2,1], f32[2,1,8], f32[8,4]) {
+  %p.10 = (pred[], f32[32,8]{1,0}, s32[2,1]{1,0}, f32[2,1,8]{2,1,0}, f32[8,4]{1,0}) parameter(0)
+  %go = pred[] get-tuple-element(%p.10), index=0
+  %cache = f32[32,8]{1,0} get-tuple-element(%p.10), index=1
+  %at = s32[2,1]{1,0} get-tuple-element(%p.10), index=2
+  %step = f32[2,1,8]{2,1,0} get-tuple-element(%p.10), index=3
+  %kernel = f32[8,4]{1,0} get-tuple-element(%p.10), index=4
+  %cache.2 = f32[32,8]{1,0} fusion(%cache, %at, %step), kind=kInput, calls=%written
+  %logits = f32[32,4]{1,0} fusion(%cache.2, %kernel), kind=kCustom, calls=%product
+  %maybe = f32[32,4]{1,0} conditional(%go, %logits, %logits), true_computation=%taken, false_computation=%left
+  ROOT %next = (pred[], f32[32,8]{1,0}, s32[2,1]{1,0}, f32[2,1,8]{2,1,0}, f32[8,4]{1,0}) tuple(%go, %cache.2, %at, %step, %kernel)
+}
+
+%condition (p.11: (pred[], f32[32,8], s32[2,1], f32[2,1,8], f32[8,4])) -> pred[] {
+  %p.11 = (pred[], f32[32,8]{1,0}, s32[2,1]{1,0}, f32[2,1,8]{2,1,0}, f32[8,4]{1,0}) parameter(0)
+  %again = pred[] get-tuple-element(%p.11), index=0
+  ROOT %not = pred[] not(%again)
+}
+
+ENTRY %main (x: (pred[], f32[32,8], s32[2,1], f32[2,1,8], f32[8,4])) -> f32[32,8] {
+  %x = (pred[], f32[32,8]{1,0}, s32[2,1]{1,0}, f32[2,1,8]{2,1,0}, f32[8,4]{1,0}) parameter(0)
+  %loop = (pred[], f32[32,8]{1,0}, s32[2,1]{1,0}, f32[2,1,8]{2,1,0}, f32[8,4]{1,0}) while(%x), condition=%condition, body=%body
+  %found = f32[32,8]{1,0} get-tuple-element(%loop), index=1
+  ROOT %copy.1 = f32[32,8]{1,0} copy(%found)
+}
+"""
+
+
+def test_a_program_of_a_gpu_by_hand():
+    work = hlo.work(GPU, 1, open_rounds=5)
+    assert work.open_loops == 1
+    assert work.flops == 5 * 2 * 32 * 8 * 4
+    # Written, multiplied, negated, asked whether to go on; and a copy of what was found.
+    assert (work.open_kernels, work.kernels) == (4, 5 * 4 + 1)
+    cache, kernel, logits = 32 * 8 * 4, 8 * 4 * 4, 32 * 4 * 4
+    # Of the cache a step is written, with the places where, and all is read by the product.
+    written = 2 * 2 * 8 * 4 + 2 * 4
+    a_round = written + cache + kernel + logits + 2 * logits + 2
+    assert work.bytes == 5 * a_round + 2 * cache
+
+
+def test_what_is_added_up_in_places_is_counted_whole():
+    text = GPU.replace(
+        "ROOT %new = f32[] parameter(1)",
+        "%new = f32[] parameter(1)\n  ROOT %sum = f32[] add(%old, %new)",
+    )
+    more = hlo.work(text, 1).bytes - hlo.work(GPU, 1).bytes
+    assert more == 2 * 32 * 8 * 4 - 2 * 8 * 4
 
 
 @pytest.mark.parametrize(

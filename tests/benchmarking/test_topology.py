@@ -1,101 +1,46 @@
-"""What is said of TPUs that are not there; compiling for them is shown in tests/test_compile.py."""
+"""How devices that are not there are named; compiling is shown in tests/test_compile.py."""
 
-import types
+import re
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from bidi.benchmarking import hlo, topology
-from bidi.benchmarking.devices import CHIPS, Chip
+from bidi.benchmarking import devices, topology
+from bidi.config import ConfigError
 
 
-def test_a_roofline_by_hand():
-    chip = Chip(flops=100.0, memory=1.0, bandwidth=10.0, interconnect=5.0)
-    sent = {"all-reduce": hlo.Collective(1, 10, 20), "all-gather": hlo.Collective(2, 10, 5)}
-    roofline = topology.Roofline.of(hlo.Work(flops=200.0, bytes=30.0, collectives=sent), chip)
-    assert (roofline.compute, roofline.memory, roofline.interconnect) == (2.0, 3.0, 5.0)
-    assert (roofline.seconds, roofline.bound) == (5.0, "interconnect")
-    roofline = topology.Roofline.of(hlo.Work(flops=200.0, bytes=30.0), chip)
-    assert (roofline.seconds, roofline.bound) == (3.0, "memory")
-
-
-def test_bytes_of_divided_leaves():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("i",))
-    divided = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("i"))
-    tree = {
-        "divided": jax.ShapeDtypeStruct((16, 3), jnp.bfloat16, sharding=divided),
-        "whole": jax.ShapeDtypeStruct((5,), jnp.float32),
-        "none": None,
-    }
-    assert topology._bytes_each(tree) == 2 * 3 * 2 + 5 * 4
-
-
-def test_chips_are_balanced_as_chips_are():
-    """No slip of a power of ten: products for each byte, and bytes of memory for each of links."""
-    for chip in CHIPS.values():
-        assert 100 < chip.flops / chip.bandwidth < 1000
-        assert 3 < chip.bandwidth / chip.interconnect < 6
-        assert 10e9 < chip.memory < 100e9
-
-
-class Refused:
-    """A program that the compiler finds no room for, or cannot compile for another reason."""
-
-    def __init__(self, message):
-        self.message = message
-
-    def compile(self, compiler_options):
-        raise jax.errors.JaxRuntimeError(self.message)
-
-
-class Device:
-    device_kind = "TPU v5 lite"
-
-
-def test_what_does_not_fit_is_said():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-        "hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity by 2.75G.\nTotal hbm usage"
-    )
-    report = topology._report(Refused(message), [Device()], {"parameters": 5})
-    assert not report["fits"]
-    assert report["memory"] == {"parameters": 5, "total": 18.5 * 2**30, "chip": 16e9}
-    assert report["why"].endswith("Exceeded hbm capacity by 2.75G.")
-    assert "work" not in report
-    with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
-        topology._report(Refused("UNIMPLEMENTED: this"), [Device()], {})
-
-
-class Unreadable:
-    """A program of a libtpu that is newer than jaxlib."""
-
-    def compile(self, compiler_options):
-        return self
-
-    def memory_analysis(self):
-        return types.SimpleNamespace(
-            argument_size_in_bytes=7,
-            output_size_in_bytes=6,
-            alias_size_in_bytes=5,
-            temp_size_in_bytes=20,
-            generated_code_size_in_bytes=30,
-        )
-
-    def as_text(self):
-        raise jax.errors.JaxRuntimeError("INTERNAL: should have 1 operands but sees 3")
-
-
-def test_the_memory_of_a_program_that_cannot_be_read_is_known():
-    report = topology._report(Unreadable(), [Device()], {"parameters": 5})
-    assert report["fits"]
-    assert report["memory"]["total"] == 5 + 2 + 1 + 20 + 30
-    assert report["why"].endswith("sees 3")
-    assert "work" not in report
-
-
-def test_no_compiler(monkeypatch):
+@pytest.mark.parametrize(("name", "extra"), [("v5e:1x1", "tpu-compile"), ("h100:1", "gpu-compile")])
+def test_no_compiler(monkeypatch, name, extra):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(topology.NoCompilerError, match=r"pip install 'bidi\[tpu-compile\]'"):
-        topology.topology("v5e:1x1")
+    with pytest.raises(topology.NoCompilerError, match=rf"{name} needs .*'bidi\[{extra}\]'"):
+        topology.topology(name)
+
+
+@pytest.mark.parametrize("sides", ["", "0", "2x", "2x0", "1x2x4", "8:1", "-1"])
+def test_no_number_of_gpus(sides):
+    with pytest.raises(ConfigError, match=re.escape(f"--topology=h100:{sides}: write how many")):
+        topology.topology(f"h100:{sides}")
+
+
+def test_every_gpu_is_a_known_chip():
+    for gpu in topology._GPUS.values():
+        assert gpu.kind in devices.CHIPS
+        assert devices.peak_flops(gpu.kind, "bfloat16") == devices.CHIPS[gpu.kind].flops
+        # Two operations of each lane in a clock are a small part of what the products' units do.
+        scalar = 2e9 * gpu.multiprocessors * gpu.lanes * gpu.clock
+        assert 10 < devices.CHIPS[gpu.kind].flops / scalar < 20
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "option"),
+    [
+        ("gpu", "NVIDIA H100 80GB HBM3", "xla_gpu_autotune_level"),
+        ("tpu", "TPU v6 lite", "xla_tpu_offload_gather_to_sparsecore"),
+        ("tpu", "TPU v5 lite", None),
+    ],
+)
+def test_what_is_asked_of_the_compiler(platform, kind, option):
+    class Device:
+        pass
+
+    Device.platform, Device.device_kind = platform, kind
+    assert list(topology.compiler_options(Device) or [None]) == [option]
