@@ -20,6 +20,7 @@ from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
 from bidi.evaluation.reading import read_sources
+from bidi.models.dense import typed_kernels
 from bidi.models.model import Model
 from bidi.models.slots import Room
 from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConfig, beam_search
@@ -301,6 +302,7 @@ class Generator:
         room = room_of(coupling, steps, self.model.keeps_pairs)
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
+            params = typed_kernels(params, self.model.config.activation_dtype)
             apply = functools.partial(self.model.apply, {"params": params})
             source = read_sources(self.model, params, batch, max_length_Q > 0, rows)
 

@@ -44,5 +44,5 @@ def read_sources(
     encoded, occurs = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(read, chunks)
     )
-    table: Any = model.apply({"params": params}, method="output_table")
-    return Source(encoded, occurs, table.T)
+    kernel_DV: Any = model.apply({"params": params}, method="output_kernel")
+    return Source(encoded, occurs, kernel_DV)

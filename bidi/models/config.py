@@ -106,5 +106,10 @@ class RecurrentConfig:
                 f"Recurrent.heads = {self.heads}"
             )
 
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """There is no other."""
+        return jnp.dtype("float32")
+
 
 ModelConfig = TransformerConfig | RecurrentConfig

@@ -12,6 +12,19 @@ import jax.numpy as jnp
 from bidi.models.axes import constrain, layer_shards
 
 
+def typed_kernels(params: Any, dtype: jnp.dtype) -> Any:
+    """Parameters with the kernels and biases of dense layers cast to the dtype of activations.
+
+    A layer casts them by itself wherever it is called. For a GPU XLA leaves that in a loop, each
+    round of which then starts a kernel more for each layer, and reads twice as much.
+    """
+    if not isinstance(params, dict):
+        return params
+    if "kernel" in params:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return {name: typed_kernels(inner, dtype) for name, inner in params.items()}
+
+
 @jax.custom_vjp
 def matrix_product(x_ND: jax.Array, kernel_DF: jax.Array) -> jax.Array:
     """[N, D] x [D, F] -> [N, F].

@@ -32,7 +32,7 @@ class Source:
     Attributes:
         encoded: what the model's decoder reads of them; first axis B.
         occurs_BEV: see `output.tokens_of`; None for a model without `CopyPrior`.
-        kernel_DV: see `Output`; not of the sources, but made once for all steps too.
+        kernel_DV: see `output_kernel`; not of the sources, but made once for all steps too.
     """
 
     encoded: Any
@@ -175,7 +175,7 @@ class Model(nn.Module):
         occurs_BEV = None
         if self.config.copy_prior:
             occurs_BEV = tokens_of(tokens_BS, segments_BS, examples, self.target_vocabulary)
-        return Source(encoded, occurs_BEV, self.output_table().T)
+        return Source(encoded, occurs_BEV, self.output_kernel())
 
     def decode(
         self,
@@ -226,6 +226,10 @@ class Model(nn.Module):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
             output = dataclasses.replace(output, kernel_DV=source.kernel_DV)
             return Prices.of(project(states_BPWD, output)), cache
+
+    def output_kernel(self) -> jax.Array:
+        """`Output.kernel_DV`, in the activations' dtype, which it is multiplied in."""
+        return self.output_table().T.astype(self.config.activation_dtype)
 
     def smallest_batch(self) -> Batch:
         """A batch dict of one empty row: parameters do not depend on its lengths."""

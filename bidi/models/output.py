@@ -54,8 +54,8 @@ class Output:
     Attributes:
         table_VD: float32.
         prior: None for a model without.
-        kernel_DV: the table turned, where that is done already: XLA on a CPU multiplies few states
-            with it twice as fast.
+        kernel_DV: the table turned and cast, where that is done already: XLA on a CPU multiplies
+            few states with it twice as fast.
     """
 
     table_VD: jax.Array

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidi.models.dense import Dense, Projections
+from bidi.models.dense import Dense, Projections, typed_kernels
+from tests.models import tiny
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 5)])
@@ -46,3 +47,29 @@ def test_projections_are_one_layer_with_its_results_apart():
     expected, one = Dense(12).init_with_output(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, params, one)
     np.testing.assert_array_equal(np.concatenate(found, axis=-1), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"interaction": "layers", "fusion": "gate", "own_decoders": True, "encoder_layers": 1},
+        {"interaction": "layers", "fusion": "concat", "norm": "post", "copy_prior": True},
+        {"interaction": "top", "tied_embeddings": False},
+    ],
+)
+def test_kernels_that_are_cast_once_change_nothing(config):
+    model = tiny.make_model(dtype="bfloat16", joint="copy_prior" in config, **config)
+    params = tiny.random_params(model)
+    cast = typed_kernels(params, jnp.dtype("bfloat16"))
+
+    def of_layers(path, leaf):
+        names = [part.key for part in path]
+        of_layer = not {"scale", "embedding", "prior"} & set(names) and "norm" not in names[-2]
+        assert leaf.dtype == (jnp.bfloat16 if of_layer else jnp.float32), names
+
+    jax.tree_util.tree_map_with_path(of_layers, cast)
+    streams = np.ones((2, 2, 3), np.int32)
+    batch = tiny.source_batch([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch |= {"inputs": streams * 5, "segments": streams, "positions": tiny.positions(streams)}
+    logits = tiny.quick_jit(lambda params: model.apply({"params": params}, batch))
+    np.testing.assert_array_equal(logits(cast), logits(params))
