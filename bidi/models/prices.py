@@ -1,11 +1,15 @@
 """What a model tells a search of the next tokens of streams.
 
-Letters: B batch, P pairs, W ways, V vocabulary.
+Letters: B batch, P pairs, W ways, V vocabulary, J blocks of L entries of it.
 """
+
+import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+BLOCK = 64
 
 
 @flax.struct.dataclass
@@ -26,7 +30,13 @@ class Prices:
     @classmethod
     def of(cls, logits_BPWV: jax.Array) -> "Prices":
         """Those whose log-probabilities are the logits' `log_softmax`."""
-        greatest_BPW = logits_BPWV.max(axis=-1)
+        greatest_BPWJ = in_blocks(logits_BPWV).max(axis=-1)
+        # A search asks for the greatest of blocks too, see `top_k_of_beam`. XLA would make one pass
+        # for these and one for the greatest of all. TPUs have made both with the logits already.
+        greatest_BPWJ = jax.lax.platform_dependent(
+            greatest_BPWJ, tpu=lambda x_BPWJ: x_BPWJ, default=jax.lax.optimization_barrier
+        )
+        greatest_BPW = greatest_BPWJ.max(axis=-1)
         return cls(
             logits_BPWV,
             greatest_BPW,
@@ -38,6 +48,15 @@ class Prices:
         return log_probs(
             self.logits_BPWV, self.greatest_BPW[..., None], self.log_sum_BPW[..., None]
         )
+
+
+def in_blocks(values_V: jax.Array) -> jax.Array:
+    """[..., V] -> [..., J, L], L = `BLOCK`; what the last block lacks is -inf."""
+    entries = values_V.shape[-1]
+    blocks = math.ceil(entries / BLOCK)
+    padding = [(0, 0)] * (values_V.ndim - 1) + [(0, blocks * BLOCK - entries)]
+    filled = jnp.pad(values_V, padding, constant_values=-jnp.inf)
+    return filled.reshape(*values_V.shape[:-1], blocks, BLOCK)
 
 
 def log_probs(logits: jax.Array, greatest: jax.Array, log_sum: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.models.prices import Prices, log_probs
+from bidi.models.prices import BLOCK, Prices, log_probs
 from bidi.search.scoring import Penalty, length_penalty
-from bidi.search.top_k import BLOCK, pays, top_k, top_k_of_beam
+from bidi.search.top_k import pays, top_k, top_k_of_beam
 
 PAD = 0  # behind the end of an output; never a token
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 64
+from bidi.models.prices import BLOCK, in_blocks
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -75,10 +75,9 @@ def top_k_of_beam(
     Returns:
         What they are worth, places in K and in V, all [B, W, k].
     """
-    batch, beam, ways, entries = values_BKWV.shape
-    blocks = math.ceil(entries / BLOCK)
-    padding = [(0, 0)] * 3 + [(0, blocks * BLOCK - entries)]
-    blocks_BKWJL = jnp.pad(values_BKWV, padding).reshape(batch, beam, ways, blocks, BLOCK)
+    batch, _, ways, entries = values_BKWV.shape
+    blocks_BKWJL = in_blocks(values_BKWV)
+    blocks = blocks_BKWJL.shape[-2]
 
     def entries_of(block_X: jax.Array) -> jax.Array:
         """The places in V of blocks' entries, -1 where there are none."""

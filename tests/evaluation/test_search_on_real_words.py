@@ -24,8 +24,8 @@ from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
 from bidi.models.config import TransformerConfig
+from bidi.models.prices import BLOCK
 from bidi.models.transformer import Transformer
-from bidi.search import top_k
 from bidi.search.beam_search import Markers, SearchConfig
 from tests.models import tiny
 
@@ -256,7 +256,7 @@ def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
         assert (lengths > 4).sum() >= 4
         assert len({h.tokens for h in firsts}) > 20
     assert {one.winner.direction for one in compared} == {"l2r", "r2l"}
-    assert generator.target_vocabulary.size > 4 * 2 * top_k.BLOCK
+    assert generator.target_vocabulary.size > 4 * 2 * BLOCK
     short = sum(len(word) < 8 for word in sources)
     full = short / (8 * batching.QUEUE), (count - short) / (4 * batching.QUEUE)
     batches = sum(map(math.ceil, full))

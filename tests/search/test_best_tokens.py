@@ -3,6 +3,8 @@
 B batch, K hypotheses, W ways, V vocabulary, C candidates, T steps.
 """
 
+import math
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.models.prices import Prices
+from bidi.benchmarking import hlo_text
+from bidi.models.prices import BLOCK, Prices
 from bidi.search import hypotheses as hyps
-from bidi.search.top_k import BLOCK, pays
+from bidi.search.top_k import pays
 
 BATCH, WAYS = 2, 2
 WHOLE = 10 * BLOCK
@@ -88,6 +91,28 @@ def test_the_vocabulary_is_passed_over_once():
     assert set(large(program.jaxpr)) <= {"reshape", "pad", "jit", "pjit"}
 
 
-def test_prices_are_log_softmax():
-    logits = np.random.default_rng(0).normal(0, 20, (2, 3, 2, 50)).astype(np.float32)
+def test_the_greatest_logits_are_found_in_one_pass():
+    """Those of blocks and of the whole vocabulary, as XLA compiles both."""
+    alive, prices, at = problem(WHOLE, 2, 40, 0.0, 0)
+    marked = markers(WHOLE, 0.002, 0)
+
+    def best(alive, logits):
+        return hyps.best_tokens(alive, Prices.of(logits), at, marked)
+
+    program = jax.jit(best).lower(alive, prices.logits_BPWV).compile().as_text()
+    computations, _ = hlo_text.parse(program)
+    passes = [
+        one.name
+        for computation in computations.values()
+        for one in computation.instructions.values()
+        if one.opcode == "reduce"
+        and math.prod(computation.arrays(one.operands[0])[0].shape) >= prices.logits_BPWV.size
+        and any(i.opcode == "maximum" for i in computations[one.called[0]].instructions.values())
+    ]
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("entries", [50, BLOCK, 2 * BLOCK + 1])
+def test_prices_are_log_softmax(entries):
+    logits = np.random.default_rng(0).normal(0, 20, (2, 3, 2, entries)).astype(np.float32)
     np.testing.assert_array_equal(Prices.of(logits).log_probs(), jax.nn.log_softmax(logits))
