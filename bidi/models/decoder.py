@@ -46,7 +46,7 @@ class Call:
             `cached_masks`.
         other_mask: for each way's keys, what the other's queries see, `attention.future_mask` or
             the second of `cached_masks`; None where the streams do not read each other.
-        source_mask: bool, broadcastable to [B, G, H, R * P * T, S].
+        source_mask: bool, broadcastable to [B, G, H, P * R * T, S].
         train: whether dropout is on.
         pairing: where streams have not read each other before, which ones stand in which pairs.
         slot_BKW: int32, where in the cache streams write; None without one.
@@ -223,24 +223,27 @@ class SourceAttention(nn.Module):
 
 
 def group_by_decoder(x_BPWHTE: jax.Array, decoders: int) -> jax.Array:
-    """All queries of a sentence that read the same keys in one axis: [B, G, H, R * P * T, E]."""
+    """All queries of a sentence that read the same keys in one axis: [B, G, H, P * R * T, E].
+
+    In the order in which they lie, so that one step of a shared decoder is not moved about.
+    """
     batch, pairs, ways, heads, steps, width = x_BPWHTE.shape
     x = x_BPWHTE.reshape(batch, pairs, decoders, ways // decoders, heads, steps, width)
-    return x.transpose(0, 2, 4, 3, 1, 5, 6).reshape(batch, decoders, heads, -1, width)
+    return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(batch, decoders, heads, -1, width)
 
 
 def ungroup(x: jax.Array, shape_BPWTD: tuple[int, ...]) -> jax.Array:
-    """Undoes `group_by_decoder`: [B, G, H, R * P * T, E] -> [B, P, W, H, T, E]."""
+    """Undoes `group_by_decoder`: [B, G, H, P * R * T, E] -> [B, P, W, H, T, E]."""
     batch, pairs, ways, steps, _ = shape_BPWTD
     _, decoders, heads, _, width = x.shape
-    x = x.reshape(batch, decoders, heads, ways // decoders, pairs, steps, width)
-    return x.transpose(0, 4, 1, 3, 2, 5, 6).reshape(batch, pairs, ways, heads, steps, width)
+    x = x.reshape(batch, decoders, heads, pairs, ways // decoders, steps, width)
+    return x.transpose(0, 3, 1, 4, 2, 5, 6).reshape(batch, pairs, ways, heads, steps, width)
 
 
 def stream_source_mask(
     segments_BPWT: jax.Array, source_segments_BS: jax.Array, decoders: int
 ) -> jax.Array:
-    """`attention.source_mask` for queries laid by `group_by_decoder`: [B, G, 1, R * P * T, S]."""
+    """`attention.source_mask` for queries laid by `group_by_decoder`: [B, G, 1, P * R * T, S]."""
     segments_BPW1T1 = segments_BPWT[:, :, :, None, :, None]
     queries_BGT = group_by_decoder(segments_BPW1T1, decoders)[:, :, 0, :, 0]
     return jax.vmap(source_mask, in_axes=(1, None), out_axes=1)(queries_BGT, source_segments_BS)
