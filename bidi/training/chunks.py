@@ -3,6 +3,7 @@
 Letters: R shares of the rows of a mesh, N tokens of a batch, of a share or of a chunk.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,16 @@ import jax.numpy as jnp
 from bidi.models.axes import constrain, row_shards
 
 # Tokens whose logits exist at a time: many enough for a full matrix product, few enough to take
-# 16 MiB over 8,000 tokens of vocabulary and 64 MiB over 32,000.
+# 16 MiB over 8,000 tokens of vocabulary and 64 MiB over 32,000, which a TPU keeps beside its cores.
+# A GPU cannot; there the most is to read and write the table's gradient for every chunk.
 CHUNK_TOKENS = 512
+GPU_CHUNK_TOKENS = 2048
 
 
 def scan_chunks(
     function: Callable[[Any, Any], tuple[Any, Any]], zero: Any, tokens: Any, of_rows: Any = None
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` over chunks of at most `CHUNK_TOKENS` tokens.
+    """`jax.lax.scan` over chunks of at most `CHUNK_TOKENS` tokens, of more on a GPU.
 
     Where a mesh divides the rows, each share has chunks of its own: none of its tokens goes
     elsewhere, and what is added up is added up over all shares once, in the end.
@@ -37,8 +40,9 @@ def scan_chunks(
         The sums, and what was made of all tokens, each leaf [N, ...].
     """
     shards = row_shards()
+    scan = functools.partial(_scan, function, zero)
     if shards == 1:
-        return _scan(function, zero, tokens, of_rows)
+        return scan(tokens, of_rows)
 
     def divided(values: jax.Array) -> jax.Array:
         return constrain(values.reshape(shards, -1, *values.shape[1:]), "rows")
@@ -46,7 +50,7 @@ def scan_chunks(
     def whole(values: jax.Array) -> jax.Array:
         return constrain(values, "rows").reshape(-1, *values.shape[2:])
 
-    of_share = jax.vmap(lambda tokens, of_rows: _scan(function, zero, tokens, of_rows))
+    of_share = jax.vmap(scan)
     sums, made = of_share(jax.tree.map(divided, tokens), jax.tree.map(divided, of_rows))
     return jax.tree.map(lambda x: x.sum(axis=0), sums), jax.tree.map(whole, made)
 
@@ -54,8 +58,24 @@ def scan_chunks(
 def _scan(
     function: Callable[[Any, Any], tuple[Any, Any]], zero: Any, tokens: Any, of_rows: Any
 ) -> tuple[Any, Any]:
+    scan = functools.partial(_scan_by, function, zero)
+    return jax.lax.platform_dependent(
+        tokens,
+        of_rows,
+        cuda=functools.partial(scan, GPU_CHUNK_TOKENS),
+        default=functools.partial(scan, CHUNK_TOKENS),
+    )
+
+
+def _scan_by(
+    function: Callable[[Any, Any], tuple[Any, Any]],
+    zero: Any,
+    most: int,
+    tokens: Any,
+    of_rows: Any,
+) -> tuple[Any, Any]:
     count = jax.tree.leaves(tokens)[0].shape[0]
-    chunks = math.ceil(count / CHUNK_TOKENS)
+    chunks = math.ceil(count / most)
     size = math.ceil(count / chunks)
 
     def divided(values: jax.Array) -> jax.Array:

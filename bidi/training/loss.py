@@ -92,13 +92,14 @@ def _in_chunks(
     # Whole along D before the loop, not in each of its steps.
     table_VD = constrain(output.table_VD.astype(states_BWTD.dtype), "vocabulary")
     typed = dataclasses.replace(output, table_VD=table_VD)
+    mean_D = table_VD.mean(axis=0, dtype=jnp.float32)
 
     def add_chunk(occurs_EV, chunk):
         states_ND, labels_N, weights_N, example_N = chunk
         output_of_chunk = typed.of_states(example_N, occurs_EV)
         table_VD, prior = output_of_chunk.table_VD, output_of_chunk.prior
         terms, logits_gradient_NV = _chunk_loss(
-            states_ND, labels_N, weights_N, output_of_chunk, smoothing, with_gradient
+            states_ND, labels_N, weights_N, output_of_chunk, mean_D, smoothing, with_gradient
         )
         if logits_gradient_NV is None:
             return None, (terms, None)
@@ -140,10 +141,15 @@ def _chunk_loss(
     labels_N: jax.Array,
     weights_N: jax.Array,
     output: Output,
+    mean_D: jax.Array,
     smoothing: float,
     with_gradient: bool,
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
-    """Weighted loss, likelihood and hits of each token; the loss's gradient by logits [N, V]."""
+    """Weighted loss, likelihood and hits of each token; the loss's gradient by logits [N, V].
+
+    `mean_D` is that of the table's rows: its product with a state is the mean of the state's
+    logits, without a pass over them.
+    """
     logits_NV = project(states_ND, output)
     vocabulary = logits_NV.shape[-1]
     highest_N1 = logits_NV.max(axis=-1, keepdims=True)
@@ -152,7 +158,10 @@ def _chunk_loss(
     normaliser_N = highest_N1[:, 0] + jnp.log(total_N)
     label_logits_N = jnp.take_along_axis(logits_NV, labels_N[:, None], axis=-1)[:, 0]
     nll_N = normaliser_N - label_logits_N
-    uniform_N = normaliser_N - logits_NV.mean(axis=-1)
+    mean_logits_N = states_ND.astype(jnp.float32) @ mean_D
+    if output.prior is not None:
+        mean_logits_N += output.prior.logits().mean(axis=-1)
+    uniform_N = normaliser_N - mean_logits_N
     loss_N = (1 - smoothing) * nll_N + smoothing * uniform_N
     # Not by argmax, which costs XLA on a CPU as much as the product.
     correct_N = label_logits_N >= highest_N1[:, 0]

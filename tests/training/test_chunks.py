@@ -1,5 +1,6 @@
 """Chunks of tokens against all tokens at once. N tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,3 +23,14 @@ def test_every_token_once_and_in_order(count, runs, monkeypatch):
     assert sums == (runs, tokens["a"].sum())
     assert max(sizes) <= 7
     np.testing.assert_array_equal(made, tokens["a"][:, None] * tokens["b"])
+
+
+@pytest.mark.parametrize(("platform", "chunk"), [("cpu", 512), ("tpu", 512), ("cuda", 2048)])
+def test_chunks_are_as_large_as_the_device_likes_them(platform, chunk):
+    def total(tokens):
+        return chunks.scan_chunks(lambda _, chunk: (chunk.sum(), chunk), jnp.float32(0), tokens)
+
+    traced = jax.jit(total).trace(jax.ShapeDtypeStruct((4096, 3), jnp.float32))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert f"tensor<{4096 // chunk}x{chunk}x3xf32>" in program
+    assert f"tensor<{chunk}x3xf32>" in program

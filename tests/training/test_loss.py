@@ -199,6 +199,7 @@ def test_the_prior_has_the_gradient_of_its_definition(chunk_tokens, monkeypatch)
 
 def test_logits_never_exist_whole(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_TOKENS", 8)
+    monkeypatch.setattr(chunks, "GPU_CHUNK_TOKENS", 8)
     _, labels_BWT, weights_BWT = make_case(6)
     states_BWTD, output_VD = jnp.ones((*SHAPE, 4)), jnp.ones((V, 4))
 
