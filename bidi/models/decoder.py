@@ -2,7 +2,7 @@
 
 Letters: B batch, P pairs, K streams of each way (see `Pairing`), W ways, G decoders (1 shared, or W
 own ones), R ways of one (W / G), S source steps, M slots of the cache, T target steps, H heads,
-E head width, D model.
+E head width, D model, N queries of one decoder (P * R * T).
 """
 
 import dataclasses
@@ -213,40 +213,40 @@ class SourceAttention(nn.Module):
     def read(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
         """What the heads read, [B, P, W, T, D] -> [B, P, W, T, D]; `mask`: see `Call`."""
         keys_BGHES, values_BGHSE = source
-        queries = group_by_decoder(split_heads(self.q(x_BPWTD), self.heads), keys_BGHES.shape[1])
+        queries_BGND = group_by_decoder(self.q(x_BPWTD), keys_BGHES.shape[1])
+        queries = split_heads(queries_BGND, self.heads)
         read = attend(queries, keys_BGHES, values_BGHSE, mask)
-        return merge_heads(ungroup(read, x_BPWTD.shape))
+        return ungroup(merge_heads(read), x_BPWTD.shape)
 
     def __call__(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
         """[B, P, W, T, D] -> [B, P, W, T, D]."""
         return self.out(self.read(x_BPWTD, source, mask))
 
 
-def group_by_decoder(x_BPWHTE: jax.Array, decoders: int) -> jax.Array:
-    """All queries of a sentence that read the same keys in one axis: [B, G, H, P * R * T, E].
+def group_by_decoder(x_BPWT: jax.Array, decoders: int) -> jax.Array:
+    """What reads the same keys in one axis: [B, P, W, T, ...] -> [B, G, P * R * T, ...].
 
-    In the order in which they lie, so that one step of a shared decoder is not moved about.
+    In the order in which it lies: of a shared decoder nothing is moved.
     """
-    batch, pairs, ways, heads, steps, width = x_BPWHTE.shape
-    x = x_BPWHTE.reshape(batch, pairs, decoders, ways // decoders, heads, steps, width)
-    return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(batch, decoders, heads, -1, width)
+    batch, pairs, ways, steps, *rest = x_BPWT.shape
+    x = x_BPWT.reshape(batch, pairs, decoders, ways // decoders, steps, *rest)
+    return x.swapaxes(1, 2).reshape(batch, decoders, -1, *rest)
 
 
-def ungroup(x: jax.Array, shape_BPWTD: tuple[int, ...]) -> jax.Array:
-    """Undoes `group_by_decoder`: [B, G, H, P * R * T, E] -> [B, P, W, H, T, E]."""
-    batch, pairs, ways, steps, _ = shape_BPWTD
-    _, decoders, heads, _, width = x.shape
-    x = x.reshape(batch, decoders, heads, pairs, ways // decoders, steps, width)
-    return x.transpose(0, 3, 1, 4, 2, 5, 6).reshape(batch, pairs, ways, heads, steps, width)
+def ungroup(x_BGN: jax.Array, shape_BPWT: tuple[int, ...]) -> jax.Array:
+    """Undoes `group_by_decoder`: [B, G, P * R * T, ...] -> [B, P, W, T, ...]."""
+    batch, pairs, ways, steps, *rest = shape_BPWT
+    decoders = x_BGN.shape[1]
+    x = x_BGN.reshape(batch, decoders, pairs, ways // decoders, steps, *rest)
+    return x.swapaxes(1, 2).reshape(shape_BPWT)
 
 
 def stream_source_mask(
     segments_BPWT: jax.Array, source_segments_BS: jax.Array, decoders: int
 ) -> jax.Array:
     """`attention.source_mask` for queries laid by `group_by_decoder`: [B, G, 1, P * R * T, S]."""
-    segments_BPW1T1 = segments_BPWT[:, :, :, None, :, None]
-    queries_BGT = group_by_decoder(segments_BPW1T1, decoders)[:, :, 0, :, 0]
-    return jax.vmap(source_mask, in_axes=(1, None), out_axes=1)(queries_BGT, source_segments_BS)
+    queries_BGN = group_by_decoder(segments_BPWT, decoders)
+    return jax.vmap(source_mask, in_axes=(1, None), out_axes=1)(queries_BGN, source_segments_BS)
 
 
 class DecoderLayer(nn.Module):
