@@ -158,7 +158,7 @@ def _chunk_loss(
     normaliser_N = highest_N1[:, 0] + jnp.log(total_N)
     label_logits_N = jnp.take_along_axis(logits_NV, labels_N[:, None], axis=-1)[:, 0]
     nll_N = normaliser_N - label_logits_N
-    mean_logits_N = states_ND.astype(jnp.float32) @ mean_D
+    mean_logits_N = jnp.matmul(states_ND.astype(jnp.float32), mean_D, precision="highest")
     if output.prior is not None:
         mean_logits_N += output.prior.logits().mean(axis=-1)
     uniform_N = normaliser_N - mean_logits_N
