@@ -12,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from bidi import compile, config, verb
+from bidi.benchmarking import topology
 
 GIN = """
 Data.directory = 'nowhere'
@@ -38,7 +39,7 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not here (bidi[tpu-compile])"
 )
 needs_cuda_plugin = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    not any(map(importlib.util.find_spec, topology.CUDA_PLUGINS)),
     reason="jax's CUDA plugin is not here (bidi[gpu-compile])",
 )
 

@@ -20,7 +20,8 @@ class Chip:
         flops: FLOP/s in bfloat16 without sparsity.
         memory: bytes of main memory.
         bandwidth: bytes/s between main memory and cores.
-        interconnect: bytes/s that it sends to its neighbours over all links together.
+        interconnect: bytes/s that it sends to its neighbours over all links together; not to other
+            machines, which GPUs reach by a network.
     """
 
     flops: float

@@ -25,6 +25,8 @@ _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 # TPUs let a collective go on while other fusions compute: each of these names it, and so does the
 # one that waits for it. What it is, the first one says.
 _BEGINS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
+# None is known to be made of the programs that are counted here.
+_PRODUCTS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|cudnn)')
 # They read of their first operand what they give back.
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start"}
 COLLECTIVES = (
@@ -63,7 +65,7 @@ class Work:
         kernels: fusions and whatever else stands by itself, one after the other.
         collectives: by kind.
         open_loops: loops in the text whose number of rounds the caller had to say.
-        open_kernels: of `kernels`, those of one round of these loops.
+        open_kernels: of `kernels`, those of one round of these loops, which are not nested.
     """
 
     flops: float = 0
@@ -143,6 +145,8 @@ class _Program:
             lhs, rhs = (computation.arrays(operand)[0] for operand in one.operands[:2])
             product = _dot_flops if one.opcode == "dot" else _convolution_flops
             flops = product(one, lhs, rhs)
+        if one.opcode == "custom-call" and _PRODUCTS.search(one.rest):
+            raise ValueError(f"a product whose operations are not counted: {one.name}{one.rest}")
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES and one.name not in self._carried:
             collectives[kind] = self._collective(computation, one, kind)
@@ -153,14 +157,17 @@ class _Program:
     def _work_called(self, one: Instruction, fused: bool) -> Work:
         if one.opcode == "while":
             rounds = self._rounds(one)
-            inner = self._of(_named(one, "body"), fused) + self._of(_named(one, "condition"), fused)
-            if rounds is None:
-                opened = Work(open_loops=1, open_kernels=inner.kernels)
-                return inner.times(self._open_rounds) + opened
-            return inner.times(rounds)
+            inner = self._of(_named(one, "body"), fused)
+            if rounds is not None:
+                return inner.times(rounds)
+            inner += self._of(_named(one, "condition"), fused)
+            opened = Work(open_loops=1, open_kernels=inner.kernels)
+            return inner.times(self._open_rounds) + opened
         if one.opcode == "conditional":
             # One of them runs: the one that does most.
             return max((self._of(name, fused) for name in one.called), key=_size)
+        if one.opcode.removesuffix("-start") in COLLECTIVES:
+            return Work()  # what it adds up with
         if one.opcode in ("fusion", "call") or one.opcode.endswith("-start"):
             fused = fused or one.opcode == "fusion"
             called = [name for name in one.called if name in self._computations]
@@ -222,9 +229,12 @@ class _Program:
 
     def _started_bytes(self, computation: Computation, one: Instruction) -> float:
         """Of a copy between memories: what is read in the one and written in the other."""
-        if one.opcode.removesuffix("-start") in COLLECTIVES:
+        kind = one.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            size = _group_size(one.rest, self._devices)
+            written = {"all-gather": size, "reduce-scatter": 1 / size}.get(kind, 1)
             read = sum(computation.bytes_of(operand) for operand in one.operands)
-            return 2 * read
+            return read * (1 + written)
         if one.opcode not in ("copy-start", "slice-start", "dynamic-slice-start"):
             return 0  # what it calls is counted
         # (target, source, context) of a copy, ((source), target, context) of a slice
@@ -318,7 +328,11 @@ def _carried(computations: Iterable[Computation]) -> set[str]:
 
 def _starts(one: Instruction) -> bool:
     """Whether it is anything that a device does, and begins it."""
-    if one.opcode in _FREE or one.opcode.endswith(("-done", "-update")):
+    if (
+        one.opcode in _FREE
+        or one.opcode == "async-start"
+        or one.opcode.endswith(("-done", "-update"))
+    ):
         return False
     return one.opcode != "custom-call" or not any(name in one.rest for name in _FREE_CALLS)
 

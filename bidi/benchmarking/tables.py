@@ -176,7 +176,7 @@ def _compiled_lines(one: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  needed by arithmetic", f"{one['flops_needed'] / 1e9:,.1f}"
     yield "main memory traffic, MB", _megabytes(work["bytes"])
     yield "kernels", f"{work['kernels']:,.0f}"
-    if work["open_loops"]:
+    if work["open_loops"] == 1:
         yield "  in a round of the loop", f"{work['open_kernels']:,.0f}"
     for kind, collective in work["collectives"].items():
         yield f"{kind}: how many", f"{collective['count']:,.0f}"

@@ -86,6 +86,8 @@ _GPUS = {
     "h200": _Gpu("NVIDIA H200", _HOPPER, 132, 128, 1.98, 228 * 2**10, 50 * 2**20),
 }
 
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
 # SparseCores look embeddings up on v6e. How libtpu 0.0.52 writes that, jaxlib 0.10.2 cannot read,
 # so they are looked up by the TensorCores there.
 _READABLE: jax.stages.CompilerOptions = {"xla_tpu_offload_gather_to_sparsecore": "false"}
@@ -122,7 +124,7 @@ def _gpus(chip: str, sides: str) -> Sequence[jax.Device]:
             f"--topology={chip}:{sides}: write how many GPUs a machine has, like {chip}:8, or how "
             f"many machines of how many, like {chip}:2x8"
         )
-    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
+    if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
         raise NoCompilerError(
             f"--topology={chip}:{sides} needs jax's plugin for CUDA, but no CUDA: pip install "
             "'bidi[gpu-compile]' (Linux)"

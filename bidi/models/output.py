@@ -41,6 +41,11 @@ class Prior:
         )
         return bias_V + jnp.where(self.occurs_EV[self.example], scale_V, 0.0)
 
+    def mean_logits(self) -> jax.Array:
+        """The mean of `logits` over V, which is known for an example; `example`'s shape."""
+        of_words_E = jnp.where(self.occurs_EV, self.scale_V, 0.0).mean(axis=-1)
+        return self.bias_V.mean() + of_words_E[self.example]
+
     def gradient(self, logits_gradient_NV: jax.Array) -> "Prior":
         """Of what has this gradient by the logits of `example` [N], by what is learned."""
         of_words_NV = jnp.where(self.occurs_EV[self.example], logits_gradient_NV, 0.0)

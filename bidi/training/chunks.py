@@ -58,13 +58,11 @@ def scan_chunks(
 def _scan(
     function: Callable[[Any, Any], tuple[Any, Any]], zero: Any, tokens: Any, of_rows: Any
 ) -> tuple[Any, Any]:
-    scan = functools.partial(_scan_by, function, zero)
-    return jax.lax.platform_dependent(
-        tokens,
-        of_rows,
-        cuda=functools.partial(scan, GPU_CHUNK_TOKENS),
-        default=functools.partial(scan, CHUNK_TOKENS),
+    scan, on_gpu = (
+        functools.partial(_scan_by, function, zero, most)
+        for most in (CHUNK_TOKENS, GPU_CHUNK_TOKENS)
     )
+    return jax.lax.platform_dependent(tokens, of_rows, cuda=on_gpu, rocm=on_gpu, default=scan)
 
 
 def _scan_by(

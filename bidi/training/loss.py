@@ -160,7 +160,7 @@ def _chunk_loss(
     nll_N = normaliser_N - label_logits_N
     mean_logits_N = jnp.matmul(states_ND.astype(jnp.float32), mean_D, precision="highest")
     if output.prior is not None:
-        mean_logits_N += output.prior.logits().mean(axis=-1)
+        mean_logits_N += output.prior.mean_logits()
     uniform_N = normaliser_N - mean_logits_N
     loss_N = (1 - smoothing) * nll_N + smoothing * uniform_N
     # Not by argmax, which costs XLA on a CPU as much as the product.

@@ -35,6 +35,9 @@ def counted(jaxpr: core.Jaxpr) -> int:
             left = equation.invars[0].aval.shape
             of_each = math.prod(left[axis] for axis in contracted)
             total += 2 * of_each * math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "cond":  # for each platform one of its branches
+            total += max(counted(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else [value]:

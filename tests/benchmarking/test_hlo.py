@@ -70,9 +70,8 @@ def test_a_program_by_hand():
         "all-reduce": hlo.Collective(1, RESULT, 2 * RESULT * 3 / 4),
     }
     assert work.sent == 12 * SLICE + 1.5 * RESULT
-    # The weights once, four slices, the product's left side, the reduced result; a loop's counter,
-    # its limit and their comparison.
-    assert work.bytes == RIGHT + 4 * SLICE + LEFT + RESULT + 4 * (4 + 4 + 1)
+    # The weights once, four slices, the product's left side, the reduced result.
+    assert work.bytes == RIGHT + 4 * SLICE + LEFT + RESULT
 
 
 def test_loops_that_end_by_the_data_go_round_as_often_as_said():
@@ -223,6 +222,49 @@ def test_a_program_of_a_gpu_by_hand():
     written = 2 * 2 * 8 * 4 + 2 * 4
     a_round = written + cache + kernel + logits + 2 * logits + 2
     assert work.bytes == 5 * a_round + 2 * cache
+
+
+STARTED = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[64], y: f32[8]) -> (f32[64], f32[8], f32[64]) {
+  %x = f32[64]{0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %added = f32[64]{0} all-reduce-start(%x), replica_groups=[1,8]<=[8], to_apply=%add
+  %added.done = f32[64]{0} all-reduce-done(%added)
+  %share = ((f32[64]{0}), f32[8]{0}) reduce-scatter-start(%x), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %share.done = f32[8]{0} reduce-scatter-done(%share)
+  %whole = (f32[8]{0}, f32[64]{0}) all-gather-start(%y), replica_groups=[1,8]<=[8], dimensions={0}
+  %whole.done = f32[64]{0} all-gather-done(%whole)
+  ROOT %all = (f32[64]{0}, f32[8]{0}, f32[64]{0}) tuple(%added.done, %share.done, %whole.done)
+}
+"""
+
+
+def test_collectives_that_are_started_and_waited_for():
+    work = hlo.work(STARTED, 8)
+    assert work.kernels == 3
+    assert {kind: one.count for kind, one in work.collectives.items()} == {
+        "all-reduce": 1,
+        "reduce-scatter": 1,
+        "all-gather": 1,
+    }
+    assert work.bytes == 4 * (64 + 64) + 4 * (64 + 8) + 4 * (8 + 64)
+
+
+def test_products_that_cannot_be_counted_are_not_left_out():
+    text = GPU.replace(
+        "fusion(%cache.2, %kernel), kind=kCustom, calls=%product",
+        'custom-call(%cache.2, %kernel), custom_call_target="__cublas$gemm"',
+    )
+    with pytest.raises(ValueError, match=r"not counted: logits.*cublas"):
+        hlo.work(text, 1)
 
 
 def test_what_is_added_up_in_places_is_counted_whole():

@@ -25,7 +25,9 @@ def test_every_token_once_and_in_order(count, runs, monkeypatch):
     np.testing.assert_array_equal(made, tokens["a"][:, None] * tokens["b"])
 
 
-@pytest.mark.parametrize(("platform", "chunk"), [("cpu", 512), ("tpu", 512), ("cuda", 2048)])
+@pytest.mark.parametrize(
+    ("platform", "chunk"), [("cpu", 512), ("tpu", 512), ("cuda", 2048), ("rocm", 2048)]
+)
 def test_chunks_are_as_large_as_the_device_likes_them(platform, chunk):
     def total(tokens):
         return chunks.scan_chunks(lambda _, chunk: (chunk.sum(), chunk), jnp.float32(0), tokens)
