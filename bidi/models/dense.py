@@ -49,11 +49,20 @@ def _backward(saved: tuple, cotangent_NF: jax.Array) -> tuple[jax.Array, jax.Arr
 def _over_tokens(x_ND: jax.Array, y_NF: jax.Array) -> jax.Array:
     """[D, F], the product over N.
 
-    XLA on a CPU takes twice as long where D is the larger: then it is made the other way round and
-    turned, behind a barrier, or XLA would swap the two back.
+    XLA on a CPU takes twice as long where D is the larger: there it is made the other way round and
+    turned. Elsewhere that would be a kernel's gradient written and read once more.
     """
-    if x_ND.shape[1] > y_NF.shape[1]:
-        return jax.lax.optimization_barrier(_over_tokens(y_NF, x_ND)).T
+    if x_ND.shape[1] <= y_NF.shape[1]:
+        return _contract(x_ND, y_NF)
+    return jax.lax.platform_dependent(x_ND, y_NF, cpu=_turned, default=_contract)
+
+
+def _turned(x_ND: jax.Array, y_NF: jax.Array) -> jax.Array:
+    """Behind a barrier, or XLA would swap the two back."""
+    return jax.lax.optimization_barrier(_contract(y_NF, x_ND)).T
+
+
+def _contract(x_ND: jax.Array, y_NF: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x_ND, y_NF, (((0,), (0,)), ((), ())))
 
 

@@ -73,3 +73,14 @@ def test_kernels_that_are_cast_once_change_nothing(config):
     batch |= {"inputs": streams * 5, "segments": streams, "positions": tiny.positions(streams)}
     logits = tiny.quick_jit(lambda params: model.apply({"params": params}, batch))
     np.testing.assert_array_equal(logits(cast), logits(params))
+
+
+@pytest.mark.parametrize(("platform", "turned"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_the_gradient_of_a_kernel_that_narrows_is_turned_on_a_cpu_alone(platform, turned):
+    def loss(params, x):
+        return Dense(3).apply(params, x).sum()
+
+    x = jax.ShapeDtypeStruct((7, 5), jnp.float32)
+    params = jax.eval_shape(Dense(3).init, jax.random.key(0), x)
+    program = jax.jit(jax.grad(loss)).trace(params, x).lower(lowering_platforms=(platform,))
+    assert ("tensor<3x5xf32>" in program.as_text()) is turned
