@@ -9,12 +9,12 @@ analysis counts a body once.
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
 from collections.abc import Iterable
 
-from bidi.benchmarking.hlo_text import Array, Computation, Instruction, braces, integers, parse
+from bidi.benchmarking.hlo_products import product_flops
+from bidi.benchmarking.hlo_text import Computation, Instruction, integers, parse
 
 # They move nothing of themselves.
 _FREE = {
@@ -25,8 +25,6 @@ _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 # TPUs let a collective go on while other fusions compute: each of these names it, and so does the
 # one that waits for it. What it is, the first one says.
 _BEGINS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
-# None is known to be made of the programs that are counted here.
-_PRODUCTS = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|cudnn)')
 # They read of their first operand what they give back.
 _SLICES = {"dynamic-slice", "slice", "gather", "slice-start", "dynamic-slice-start"}
 COLLECTIVES = (
@@ -140,13 +138,7 @@ class _Program:
         return total
 
     def _work_here(self, computation: Computation, one: Instruction, fused: bool) -> Work:
-        flops, collectives = 0.0, {}
-        if one.opcode in ("dot", "convolution"):
-            lhs, rhs = (computation.arrays(operand)[0] for operand in one.operands[:2])
-            product = _dot_flops if one.opcode == "dot" else _convolution_flops
-            flops = product(one, lhs, rhs)
-        if one.opcode == "custom-call" and _PRODUCTS.search(one.rest):
-            raise ValueError(f"a product whose operations are not counted: {one.name}{one.rest}")
+        flops, collectives = product_flops(computation, one), {}
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES and one.name not in self._carried:
             collectives[kind] = self._collective(computation, one, kind)
@@ -346,45 +338,6 @@ def _named(loop: Instruction, part: str) -> str:
 
 def _size(work: Work) -> tuple[float, float]:
     return work.flops, work.bytes
-
-
-def _dot_flops(one: Instruction, lhs: Array, _: Array) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)
-    axes = integers(contracted[1]) if contracted else []
-    return 2.0 * math.prod(one.arrays[0].shape) * math.prod(lhs.shape[axis] for axis in axes)
-
-
-def _convolution_flops(one: Instruction, lhs: Array, rhs: Array) -> float:
-    """As XLA counts them: TPUs' matrix products are convolutions, batch axes spatial ones."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
-    assert labels is not None, one.rest
-    left, right, out = labels.groups()
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (braces(one.rest, "window="))))
-    spatial = sorted(label for label in left if label.isdigit())
-    given = {key: value.split("x") for key, value in window.items()}
-    products = 1
-    for place, label in enumerate(spatial):
-        low = int(given["pad"][place].split("_")[0]) if "pad" in given else 0
-        stride, base, kernel = (
-            int(given[key][place]) if key in given else 1
-            for key in ("stride", "lhs_dilate", "rhs_dilate")
-        )
-        inputs, taps = lhs.shape[left.index(label)], rhs.shape[right.index(label)]
-        places = one.arrays[0].shape[out.index(label)]
-        products *= _met(inputs, taps, places, low, stride, base, kernel)
-    batch, features = lhs.shape[left.index("b")], rhs.shape[right.index("i")]
-    groups = re.search(r"batch_group_count=(\d+)", one.rest)
-    batch //= int(groups[1]) if groups else 1
-    return 2.0 * batch * features * rhs.shape[right.index("o")] * products
-
-
-def _met(inputs: int, taps: int, places: int, low: int, stride: int, base: int, kernel: int) -> int:
-    """Pairs of a place of the result and a tap of the kernel that meet an input."""
-    met = 0
-    for place, tap in itertools.product(range(places), range(taps)):
-        at, apart = divmod(place * stride - low + tap * kernel, base)
-        met += not apart and 0 <= at < inputs
-    return met
 
 
 def _group_size(attributes: str, devices: int) -> int:
