@@ -72,9 +72,10 @@ def main(bindings: list[str]) -> None:
 
 def _translate(system: System, output: TextIO) -> None:
     tally = Tally()
+    winner_only = not (system.rescores or _JSON.value or _N_BEST.value > 1)
     chunks = _chunks(_read_lines())
     while sources := distributed.from_first(lambda: next(chunks, [])):
-        found = system.find(sources, tally)
+        found = system.find(sources, tally, winner_only)
         ranked = system.rank(sources, found)
         for of_source in zip(sources, found, ranked, strict=True):
             output.writelines(_lines(system.generators[0], *of_source))

@@ -236,9 +236,13 @@ def _at_batch(
 def _search(
     generator: Generator, config: SearchConfig, given: list[list[str]], tally: Tally
 ) -> int:
-    """Searches; the number of tokens given out."""
-    found = [one for sources in given for one in generator.search(sources, config, tally)]
-    return sum(len(one.winner.tokens) for one in found if one.winner)
+    """Searches as `bidi.translate` does; the number of tokens given out."""
+    winners = [
+        one.winner
+        for sources in given
+        for one in generator.search(sources, config, tally, winner_only=True)
+    ]
+    return sum(len(winner.tokens) for winner in winners if winner)
 
 
 def _seconds(search: Callable[[Tally], int]) -> float:

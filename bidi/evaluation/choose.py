@@ -52,8 +52,13 @@ class System:
         """Whether outputs are chosen by the sum of two scores."""
         return self.agreement.rescore
 
-    def find(self, sources: Sequence[str], tally: Tally | None = None) -> list[Found]:
-        """What the search finds for the sources, in the directions of both models if it is two."""
+    def find(
+        self, sources: Sequence[str], tally: Tally | None = None, winner_only: bool = False
+    ) -> list[Found]:
+        """What the search finds for the sources, in the directions of both models if it is two.
+
+        `winner_only`: see `Generator.search`; not where outputs are rescored.
+        """
         found, tallies = [], [Tally() for _ in self.generators]
         for generator, config, its_tally in zip(
             self.generators, self.searches, tallies, strict=True
@@ -61,7 +66,7 @@ class System:
             if self.rescores:
                 ways = len(generator.streams.directions)
                 config = agreement.search_config(config, self.agreement, ways)
-            found.append(generator.search(sources, config, its_tally))
+            found.append(generator.search(sources, config, its_tally, winner_only))
         if tally is not None:
             of_all = Tally()
             for its_tally in tallies:

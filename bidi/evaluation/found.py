@@ -30,7 +30,7 @@ class Found:
 
     Attributes:
         n_best: the hypotheses by their `direction`, best first; no list is empty, unless the source
-            is.
+            is. Of a search for the winner alone, its list and nothing else in it.
         winner: the best of the lists' best, None for an empty source.
     """
 
@@ -45,6 +45,12 @@ class Found:
         for hypothesis in sorted(together, key=lambda h: (not h.finished, -h.score)):
             first.setdefault(hypothesis.tokens, hypothesis)
         return tuple(first.values())
+
+    @property
+    def winner_alone(self) -> "Found":
+        """The winner, and nothing of the lists but it."""
+        n_best = {self.winner.direction: (self.winner,)} if self.winner else {}
+        return Found(n_best, self.winner)
 
 
 def together(found: Sequence[Found]) -> Found:

@@ -31,6 +31,21 @@ RoomOf = Callable[[Coupling, int, bool], Room]  # `likely_room` or `whole_room`
 
 
 @dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What the program of a search depends on, beside shapes.
+
+    Attributes:
+        config: the search.
+        winner_only: see `beam_search`.
+        room: of the cache.
+    """
+
+    config: SearchConfig
+    winner_only: bool
+    room: RoomOf
+
+
+@dataclasses.dataclass(frozen=True)
 class LoweredSearch:
     """A search before it is compiled.
 
@@ -107,7 +122,11 @@ class Generator:
         return self.model.interacts
 
     def search(
-        self, sources: Sequence[str], config: SearchConfig, tally: Tally | None = None
+        self,
+        sources: Sequence[str],
+        config: SearchConfig,
+        tally: Tally | None = None,
+        winner_only: bool = False,
     ) -> list[Found]:
         """Searches the best outputs of each source, whatever their order and lengths.
 
@@ -118,10 +137,12 @@ class Generator:
             sources: texts; an empty one gets no hypotheses.
             config: the search.
             tally: is added to, if given.
+            winner_only: whether nothing but the winner is found: where a model writes in two
+                directions, a search is done sooner.
         """
         own = Tally()
         found = distributed.in_shares(
-            lambda mine: self.search_tokens(self._encode(mine), config, own), sources
+            lambda mine: self.search_tokens(self._encode(mine), config, own, winner_only), sources
         )
         if tally is not None:
             for of_process in distributed.allgather(own):
@@ -129,18 +150,23 @@ class Generator:
         return found
 
     def search_tokens(
-        self, sources: Sequence[np.ndarray], config: SearchConfig, tally: Tally | None = None
+        self,
+        sources: Sequence[np.ndarray],
+        config: SearchConfig,
+        tally: Tally | None = None,
+        winner_only: bool = False,
     ) -> list[Found]:
         """`search` of sources that are token ids, int32 [s] without marker, by this process."""
         tally = Tally() if tally is None else tally
         encoded = self._with_end(sources, tally)
         tally.sentences += len(sources)
-        found = self._search_encoded(encoded, config, tally, self._batching, likely_room)
+        asked = _Asked(config, winner_only, likely_room)
+        found = self._search_encoded(encoded, asked, tally, self._batching)
         lost = [index for index in range(len(encoded)) if index not in found]
         tally.searched_again += len(lost)
-        batching = self._with_room(config)
+        asked = dataclasses.replace(asked, room=whole_room)
         again = self._search_encoded(
-            [encoded[i] for i in lost], config, tally, batching, whole_room
+            [encoded[i] for i in lost], asked, tally, self._with_room(config)
         )
         found |= {lost[place]: one for place, one in again.items()}
         return [found[index] for index in range(len(encoded))]
@@ -160,16 +186,15 @@ class Generator:
     def _search_encoded(
         self,
         encoded: Sequence[np.ndarray],
-        config: SearchConfig,
+        asked: _Asked,
         tally: Tally,
         batching: Batching,
-        room: RoomOf,
     ) -> dict[int, Found]:
         """What is found by the place of the source, but where there was too little room."""
         found = {}
         for indices, length, rows, queue in batching.queues([len(ids) for ids in encoded]):
             program, *batch = self._search_of(
-                [encoded[i] for i in indices], length, rows, queue, config, room
+                [encoded[i] for i in indices], length, rows, queue, asked
             )
             result = jax.device_get(program(self.params, *batch))
             tally.batches += 1
@@ -178,7 +203,8 @@ class Generator:
             result = self._batching.joined(result.replace(steps=None))
             for row, index in enumerate(indices):
                 if not result.lost_Q[row]:
-                    found[index] = self._found(result, row)
+                    of_source = self._found(result, row)
+                    found[index] = of_source.winner_alone if asked.winner_only else of_source
         return found
 
     def lower_search(self, source_tokens: int, config: SearchConfig) -> LoweredSearch:
@@ -188,9 +214,8 @@ class Generator:
         """
         encoded = np.full(source_tokens + 1, EOS, np.int32)
         length, rows, queue = self._batching.full(len(encoded))
-        program, *batch = self._search_of(
-            [encoded] * queue, length, rows, queue, config, likely_room
-        )
+        asked = _Asked(config, winner_only=False, room=likely_room)
+        program, *batch = self._search_of([encoded] * queue, length, rows, queue, asked)
         steps = QUEUE * self._steps(length, config)
         return LoweredSearch(program.lower(self.params, *batch), queue, steps)
 
@@ -265,18 +290,17 @@ class Generator:
         length: int,
         rows: int,
         queue: int,
-        config: SearchConfig,
-        room: RoomOf,
+        asked: _Asked,
     ) -> tuple[Any, Any, Any]:
         """A program, and what it takes beside the parameters."""
         max_length_Q = np.zeros(queue, np.int32)
         # EOS is not counted: an empty source has nothing to say.
-        max_length_Q[: len(encoded)] = config.max_length(
+        max_length_Q[: len(encoded)] = asked.config.max_length(
             np.array([len(ids) - 1 for ids in encoded])
         )
-        steps = self._steps(length, config)
+        steps = self._steps(length, asked.config)
         rows_each = rows // self._batching.devices
-        program = self._compiled_search(config, rows_each, steps, room)
+        program = self._compiled_search(asked, rows_each, steps)
         batch = source_batch(encoded, length, queue)
         return program, self._batching.divided(batch), self._batching.divided(max_length_Q)
 
@@ -296,10 +320,10 @@ class Generator:
             allowed_WV[way, end] = True
         return Markers(self.streams.directions, self.streams.starts, self.streams.ends, allowed_WV)
 
-    def _compile_search(self, config: SearchConfig, rows: int, steps: int, room_of: RoomOf) -> Any:
-        coupling = config.make_coupling(self._ways)
-        interact = config.coupling != "none"
-        room = room_of(coupling, steps, self.model.keeps_pairs)
+    def _compile_search(self, asked: _Asked, rows: int, steps: int) -> Any:
+        coupling = asked.config.make_coupling(self._ways)
+        interact = asked.config.coupling != "none"
+        room = asked.room(coupling, steps, self.model.keeps_pairs)
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             params = typed_kernels(params, self.model.config.activation_dtype)
@@ -330,7 +354,8 @@ class Generator:
                 rows=rows,
                 steps=steps,
                 room=room,
-                config=config,
+                config=asked.config,
+                winner_only=asked.winner_only,
             )
 
         return self._batching.program(search)

@@ -169,6 +169,7 @@ def beam_search(
     steps: int,
     room: Room,
     config: SearchConfig,
+    winner_only: bool = False,
 ) -> BeamSearchResult:
     """Searches the best outputs of a queue of sentences, both directions in lock step.
 
@@ -188,6 +189,8 @@ def beam_search(
         steps: static, room for tokens: `config.stream_steps` of the greatest of `max_length_Q`.
         room: static, slots that the cache has. With `slots.whole_room` no sentence is lost.
         config: see `SearchConfig`.
+        winner_only: static, whether a sentence is done as soon as the best of its beams is certain:
+            the winner and its best hypothesis are then the same, and nothing else is the result.
 
     Returns:
         The n-best hypotheses of each beam.
@@ -199,6 +202,7 @@ def beam_search(
         decode_step=decode_step,
         markers=markers,
         config=config,
+        winner_only=winner_only,
         coupling=coupling,
         max_steps_Q=max_steps_Q,
         # What is cut off, too: a token for each stream and step.
@@ -225,7 +229,7 @@ def beam_search(
 
 @dataclasses.dataclass(frozen=True)
 class _Rounds:
-    """What all rounds of the loop share; the first three as for `beam_search`.
+    """What all rounds of the loop share; the first four as for `beam_search`.
 
     Attributes:
         coupling: the config's.
@@ -236,6 +240,7 @@ class _Rounds:
     decode_step: DecodeStep
     markers: Markers
     config: SearchConfig
+    winner_only: bool
     coupling: Coupling
     max_steps_Q: jax.Array
     longest_Q: jax.Array
@@ -305,7 +310,7 @@ class _Rounds:
         return slots, jnp.any(jnp.stack(short_B), axis=0)
 
     def _settled(self, rows: queue.Rows, alive: hyps.Alive, finished: hyps.Finished) -> jax.Array:
-        """Where nothing that is alive after this step can come before any of the n best, [B]."""
+        """Where nothing that is alive after this step can change what is asked for, [B]."""
         bound_BG = best_reachable_score(
             alive.log_probs_BGK,
             self.coupling.streams * rows.step_B + 2,
@@ -313,7 +318,15 @@ class _Rounds:
             self.config.length_penalty,
             self.config.alpha,
         )
-        return (finished.scores_BGK[..., self.config.n_best - 1] >= bound_BG).all(axis=1)
+        if not self.winner_only:
+            # Whatever ends later stays behind an equal score.
+            return (finished.scores_BGK[..., self.config.n_best - 1] >= bound_BG).all(axis=1)
+        best_BG = finished.scores_BGK[..., 0]
+        best_B1 = best_BG.max(axis=1, keepdims=True)
+        # Of equal scores that of the first beam wins, see `_winner`.
+        first_B1 = jnp.argmax(best_BG, axis=1, keepdims=True)
+        before_BG = jnp.arange(best_BG.shape[1])[None] < first_B1
+        return jnp.where(before_BG, best_B1 > bound_BG, best_B1 >= bound_BG).all(axis=1)
 
 
 def _first_slots(rows: int, ways: int, coupling: Coupling, room: Room) -> tuple[Slots, ...]:

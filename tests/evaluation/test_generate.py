@@ -91,6 +91,17 @@ def test_a_source_alone_is_searched_as_among_others():
         assert_same(two_shapes().search([source], PAIRED), [among_others])
 
 
+def test_the_winner_alone_is_found_sooner():
+    whole, alone = Tally(), Tally()
+    expected = generator_of("swap").search(MANY_SOURCES, PAIRED, whole)
+    found = generator_of("swap").search(MANY_SOURCES, PAIRED, alone, winner_only=True)
+    assert_same(found, [one.winner_alone for one in expected])
+    assert [hypotheses([one]) for one in found] == [
+        [one.winner] if one.winner else [] for one in found
+    ]
+    assert alone.row_steps_needed < whole.row_steps_needed
+
+
 def test_devices_and_batch_size_change_nothing(monkeypatch):
     """Three rows on one device, elsewhere eight on eight."""
     assert jax.local_device_count() == 8

@@ -162,7 +162,7 @@ def jit_search(case: Case, step_fn, markers: Markers):
         functools.partial(
             beam_search, step_fn, markers=markers, steps=case.stream_steps, config=case.config()
         ),
-        static_argnames=("rows", "room"),
+        static_argnames=("rows", "room", "winner_only"),
     )
 
 
@@ -173,6 +173,7 @@ def search(
     rows: int | None = None,
     room: Room | None = None,
     garbage: int = 0,
+    winner_only: bool = False,
 ) -> BeamSearchResult:
     """Searches a queue of sentences, each in a row of its own unless `rows` is given.
 
@@ -184,7 +185,8 @@ def search(
     cache = tables.cache(sentences, rows, len(case.ways), room, case.stream_steps, garbage)
     max_length_Q = np.array([s.max_length for s in sentences], np.int32)
     run = run or compiled(case)
-    return jax.device_get(run(cache, max_length_Q=max_length_Q, rows=rows, room=room))
+    shape = {"rows": rows, "room": room, "winner_only": winner_only}
+    return jax.device_get(run(cache, max_length_Q=max_length_Q, **shape))
 
 
 def assert_sentence(result: BeamSearchResult, q: int, case: Case, answer: oracle.Answer) -> None:

@@ -72,6 +72,7 @@ class Answer:
     """`n_best[w]`: way w's hypotheses, best first, none but real ones.
 
     `steps`: steps after which it is proven, with a margin, that nothing can change any more.
+    `winner_steps`: the same of the winner's best hypothesis.
     `close`: two numbers that decide are so near to each other that rounding may swap them.
     """
 
@@ -79,6 +80,7 @@ class Answer:
     winner: int
     steps: int
     close: bool
+    winner_steps: int = 0  # not said where there is one beam
 
 
 def conditional(
@@ -104,7 +106,7 @@ def reference_search(log_probs: LogProbs, task: Task) -> Answer:
     ways = range(len(task.ways))
     alive = [[Hypothesis((), 0.0, False)] for _ in ways]
     pool: list[list[Hypothesis]] = [[] for _ in ways]
-    close, steps = False, task.max_length
+    close, steps, winner_steps = False, task.max_length, task.max_length
     for step in range(task.max_length):
         candidates = [_candidates(log_probs, task, way, alive, step) for way in ways]
         for way in ways:
@@ -116,12 +118,14 @@ def reference_search(log_probs: LogProbs, task: Task) -> Answer:
             alive[way] = [h for h in candidates[way] if not h.finished][: task.hypotheses]
         if steps == task.max_length and all(_settled(task, pool[w], alive[w], step) for w in ways):
             steps = step + 1
+        if winner_steps == task.max_length and _winner_settled(task, pool, alive, step):
+            winner_steps = step + 1
     n_best = [_n_best(task, pool[way], alive[way]) for way in ways]
     close |= any(
         _close_scores(task, pool[way] + alive[way]) for way in ways if task.rank_unfinished
     )
     close |= _close_scores(task, [hypotheses[0] for hypotheses in n_best])
-    return Answer(n_best, _winner(task, n_best), steps, close)
+    return Answer(n_best, _winner(task, n_best), steps, close, winner_steps)
 
 
 def _candidates(log_probs, task, way, alive, step) -> list[Hypothesis]:
@@ -167,9 +171,20 @@ def _settled(task, pool, alive, step) -> bool:
     """No alive hypothesis can reach the last of the n best, were the rest certain."""
     if len(pool) < task.n_best:
         return False
-    last = pool[task.n_best - 1].score(task)
+    return _none_reaches(pool[task.n_best - 1].score(task), task, alive, step)
+
+
+def _winner_settled(task, pool, alive, step) -> bool:
+    """No alive hypothesis of any way can reach the best of all that are finished."""
+    finished = [hypothesis.score(task) for of_way in pool for hypothesis in of_way]
+    return bool(finished) and all(
+        _none_reaches(max(finished), task, of_way, step) for of_way in alive
+    )
+
+
+def _none_reaches(score, task, alive, step) -> bool:
     lengths = range(step + 2, task.max_length + 1)
-    return all(h.log_prob / task.penalty(n) < last - RESOLUTION for h in alive for n in lengths)
+    return all(h.log_prob / task.penalty(n) < score - RESOLUTION for h in alive for n in lengths)
 
 
 def _close_candidates(task, candidates) -> bool:

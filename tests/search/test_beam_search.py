@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.search.beam_search import SearchConfig
+from bidi.search.beam_search import BeamSearchResult, SearchConfig
 from tests.search import tables
 from tests.search.cases import BATCH, L2R, R2L, Case, assert_sentence, compiled, jit_search, search
 from tests.search.tables import Sentence
@@ -128,6 +128,51 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
             assert result.steps == result.steps_Q[0] <= answer.steps
             stopped += answer.steps < sentence.max_length
     assert stopped > 10
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.ways) == 2], ids=name)
+def test_a_search_for_the_winner_alone_finds_it(case):
+    @settings(max_examples=30, deadline=None)
+    @given(sentences=case.sentences())
+    def check(sentences):
+        result, alone = search(case, sentences), search(case, sentences, winner_only=True)
+        np.testing.assert_array_equal(alone.winner_Q, result.winner_Q)
+        for q, winner in enumerate(result.winner_Q):
+            for of_one, of_other in zip(_best(alone), _best(result), strict=True):
+                np.testing.assert_array_equal(of_one[q, winner], of_other[q, winner])
+        assert (alone.steps_Q <= result.steps_Q).all()
+
+    check()
+
+
+def _best(result: BeamSearchResult) -> tuple[np.ndarray, ...]:
+    """What is said of the best hypothesis of each beam, each [Q, G, ...]."""
+    n_best = (
+        result.tokens_QGNT,
+        result.lengths_QGN,
+        result.log_probs_QGN,
+        result.scores_QGN,
+        result.finished_QGN,
+        result.valid_QGN,
+    )
+    return tuple(values[:, :, 0] for values in n_best)
+
+
+@pytest.mark.parametrize("case", STOPPING[2:5], ids=name)
+def test_it_stops_when_the_winner_is_proven(case):
+    sooner = 0
+    for seed in range(60):
+        levels = 0 if case.coupling == "product" else 32
+        sentence = Sentence(seed, levels, end_cost=seed % 8, max_length=case.steps - seed % 3)
+        result, answer = search(case, [sentence], winner_only=True), case.reference(sentence)
+        if not answer.close:
+            best = answer.n_best[answer.winner][0]
+            tokens = [*best.reading(case.ways[answer.winner])]
+            assert result.winner_Q[0] == answer.winner
+            assert result.tokens_QGNT[0, answer.winner, 0, : len(tokens)].tolist() == tokens
+            assert result.steps == result.steps_Q[0] <= answer.winner_steps
+            sooner += answer.winner_steps < answer.steps
+    assert sooner > 10
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[10], CASES[12], CASES[14]], ids=name)
