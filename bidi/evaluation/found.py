@@ -49,8 +49,9 @@ class Found:
     @property
     def winner_alone(self) -> "Found":
         """The winner, and nothing of the lists but it."""
-        n_best = {self.winner.direction: (self.winner,)} if self.winner else {}
-        return Found(n_best, self.winner)
+        if self.winner is None:
+            return Found({}, None)
+        return Found({self.winner.direction: (self.winner,)}, self.winner)
 
 
 def together(found: Sequence[Found]) -> Found:
