@@ -33,8 +33,10 @@ class Dropout(nn.Module):
             return x
         if self.rate == 1.0:  # below, the gradient of x / 0 would be no number
             return jnp.zeros_like(x)
-        kept = _bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
+        # All steps in one axis, or XLA on a CPU draws the bits anew for each use of the gradient.
+        flat = x.reshape(-1, x.shape[-1])
+        kept = _bernoulli(self.make_rng("dropout"), 1.0 - self.rate, flat.shape)
+        return jnp.where(kept, flat / (1.0 - self.rate), jnp.zeros_like(flat)).reshape(x.shape)
 
 
 def _bernoulli(rng: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:

@@ -64,17 +64,6 @@ def run_layer(
     return (nn.remat(function) if config.remat else function)(layer, x_TD)
 
 
-def add(x_TD: jax.Array, y_TD: jax.Array) -> jax.Array:
-    """The sum, [..., D], of all steps in one axis as `LayerNorm` and `Dense` read it.
-
-    With another shape between, XLA on a CPU does not see that products read the sum, which it must
-    write down for them: all that reads it computes it anew, down to the first layer, with the bits of
-    every dropout.
-    """
-    sum_ND = x_TD.reshape(-1, x_TD.shape[-1]) + y_TD.reshape(-1, y_TD.shape[-1])
-    return sum_ND.reshape(x_TD.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Residual:
     """Residual connection, normalisation and dropout around a sublayer, pre- or post-norm."""
@@ -90,8 +79,19 @@ class Residual:
         normalise = per_way(LayerNorm, self.own)(dtype=x_TD.dtype, name=norm)
         drop = Dropout(self.config.dropout, deterministic=not self.train)
         if self.config.norm == "pre":
-            return constrain(add(x_TD, drop(sublayer(normalise(x_TD)))), "rows")
-        return constrain(normalise(add(x_TD, drop(sublayer(x_TD)))), "rows")
+            return constrain(_sum(x_TD, drop(sublayer(normalise(x_TD)))), "rows")
+        return constrain(normalise(_sum(x_TD, drop(sublayer(x_TD)))), "rows")
+
+
+def _sum(x_TD: jax.Array, y_TD: jax.Array) -> jax.Array:
+    """x + y, [..., D], with all steps in one axis, as norms and dense layers read them.
+
+    With another shape between, XLA on a CPU does not see that products read the sum, so that it
+    must be written down: whatever reads it would compute it anew, down to the first layer, with the
+    bits of every dropout.
+    """
+    size = x_TD.shape[-1]
+    return (x_TD.reshape(-1, size) + y_TD.reshape(-1, size)).reshape(x_TD.shape)
 
 
 class FeedForward(nn.Module):
