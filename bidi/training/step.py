@@ -124,7 +124,7 @@ class Trainer:
             add_microbatch, (_no_sums(ways), _zeros(state.params)), (numbers, batches)
         )
         suspects = Suspects(suspects.rows.sum(), suspects.source)
-        sums, gradient = total if axis is None else jax.lax.psum(total, axis)
+        sums, gradient = _over_devices(total, axis)
         if axis is not None:
             suspects = Suspects(
                 jax.lax.psum(suspects.rows, axis), jax.lax.all_gather(suspects.source, axis)
@@ -156,7 +156,7 @@ class Trainer:
         """
         states_BWTD, output = self._unprojected(params, batch, None)
         sums = cross_entropy(states_BWTD, output, batch["labels"], batch["weights"], 0.0)
-        return sums if axis is None else jax.lax.psum(sums, axis)
+        return _over_devices(sums, axis)
 
     def _loss(
         self, params: dict, batch: Batch, update: Update
@@ -190,6 +190,13 @@ class Trainer:
         # A short memory at first: else the average would hold the random start for long.
         decay = jnp.minimum(self.ema_decay, (1 + step) / (10 + step))
         return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+
+def _over_devices(tree: Any, axis: str | None) -> Any:
+    """The sum over the mapped axis, if any; of a single device, XLA on a CPU would copy it all."""
+    if axis is None or jax.lax.axis_size(axis) == 1:
+        return tree
+    return jax.lax.psum(tree, axis)
 
 
 def _suspects(states_BWTD: jax.Array, source_BS: jax.Array) -> Suspects:

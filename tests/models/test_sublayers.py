@@ -1,8 +1,11 @@
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
+from bidi.benchmarking import hlo_text
 from bidi.models.sublayers import LayerNorm, sinusoidal_positions
+from tests.models import tiny
 
 
 def test_positions_are_those_of_the_paper():
@@ -30,3 +33,24 @@ def test_the_norm_is_that_of_flax():
         pulled_back(LayerNorm()),
         pulled_back(nn.LayerNorm()),
     )
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_nothing_is_computed_anew_from_the_first_layer_on(norm):
+    """What XLA for a CPU makes one program of does not grow with the layers, nor do the masks."""
+    segments = np.ones((2, 1, 4), np.int32)
+    batch = tiny.source_batch(np.ones((2, 3), np.int32))
+    batch |= {"inputs": segments * 5, "segments": segments, "positions": segments}
+
+    def most_instructions(layers):
+        model = tiny.make_model(ways=1, decoder_layers=layers, norm=norm, dropout=0.1)
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(1)}
+            return (model.apply({"params": params}, batch, train=True, rngs=rngs) ** 2).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(tiny.random_params(model)).compile()
+        computations, _ = hlo_text.parse(compiled.as_text())
+        return max(len(one.instructions) for name, one in computations.items() if "fused" in name)
+
+    assert most_instructions(4) < 1.2 * most_instructions(2)
