@@ -21,7 +21,7 @@ from bidi.models.config import ModelConfig, RecurrentConfig, TransformerConfig
 from bidi.models.model import Model
 from bidi.models.recurrent import Recurrent
 from bidi.models.transformer import Transformer
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from bidi.training.config import MeshConfig, TrainingConfig
 from bidi.training.mesh import Mesh
 from bidi.training.optimizer import OptimizerConfig

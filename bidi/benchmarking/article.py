@@ -18,7 +18,7 @@ from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.models.config import RecurrentConfig
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 
 Params = Any
 

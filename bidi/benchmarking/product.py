@@ -18,7 +18,7 @@ from bidi.models.recurrent import Recurrent
 from bidi.models.recurrent_decoder import Encoded
 from bidi.models.slots import Room, Slots
 from bidi.provenance import CompileMeter
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 
 # Between scores of float32, which numpy adds up in another order.
 _TOLERANCE = 1e-3

@@ -15,7 +15,7 @@ from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment
 from bidi.provenance import CompileMeter
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from bidi.search.coupling import CouplingName
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
             # Anew: what was compiled before could not be told apart.
             generator = models[row.model].generator(None)
             tally = Tally()
-            search = functools.partial(generator.search, texts, row.search, tally)
+            search = functools.partial(_search, generator, row.search, [texts], tally)
             found[row.name][name] = programs.time_shares(search)
             if tally.searched_again:
                 raise programs.NoTraceError(

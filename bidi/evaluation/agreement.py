@@ -18,7 +18,7 @@ import numpy as np
 from bidi.evaluation.config import AgreementConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.evaluation.generate import Generator
 from bidi.files import relative, write_whole
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,13 @@ class System:
     ) -> list[Found]:
         """What the search finds for the sources, in the directions of both models if it is two.
 
-        `winner_only`: see `Generator.search`; not where outputs are rescored.
+        `winner_only`: see `Generator.search`.
+
+        Raises:
+            ValueError: the winner alone is asked for where outputs are rescored, which takes lists.
         """
+        if winner_only and self.rescores:
+            raise ValueError("winner_only = True, but outputs are chosen from lists by rescoring")
         found, tallies = [], [Tally() for _ in self.generators]
         for generator, config, its_tally in zip(
             self.generators, self.searches, tallies, strict=True

@@ -23,7 +23,8 @@ from bidi.evaluation.reading import read_sources
 from bidi.models.dense import typed_kernels
 from bidi.models.model import Model
 from bidi.models.slots import Room
-from bidi.search.beam_search import BeamSearchResult, Markers, Place, SearchConfig, beam_search
+from bidi.search.beam_search import BeamSearchResult, Markers, Place, beam_search
+from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
 from bidi.search.slots import likely_room, whole_room
 
@@ -37,12 +38,12 @@ class _Asked:
     Attributes:
         config: the search.
         winner_only: see `beam_search`.
-        room: of the cache.
+        room_of: gives the room of the cache.
     """
 
     config: SearchConfig
     winner_only: bool
-    room: RoomOf
+    room_of: RoomOf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,8 @@ class Generator:
             sources: texts; an empty one gets no hypotheses.
             config: the search.
             tally: is added to, if given.
-            winner_only: whether nothing but the winner is found: where a model writes in two
-                directions, a search is done sooner.
+            winner_only: whether nothing but the winner is found. A search that would find more, of
+                a second beam or by `n_best`, is done sooner.
         """
         own = Tally()
         found = distributed.in_shares(
@@ -164,7 +165,7 @@ class Generator:
         found = self._search_encoded(encoded, asked, tally, self._batching)
         lost = [index for index in range(len(encoded)) if index not in found]
         tally.searched_again += len(lost)
-        asked = dataclasses.replace(asked, room=whole_room)
+        asked = dataclasses.replace(asked, room_of=whole_room)
         again = self._search_encoded(
             [encoded[i] for i in lost], asked, tally, self._with_room(config)
         )
@@ -214,7 +215,7 @@ class Generator:
         """
         encoded = np.full(source_tokens + 1, EOS, np.int32)
         length, rows, queue = self._batching.full(len(encoded))
-        asked = _Asked(config, winner_only=False, room=likely_room)
+        asked = _Asked(config, winner_only=False, room_of=likely_room)
         program, *batch = self._search_of([encoded] * queue, length, rows, queue, asked)
         steps = QUEUE * self._steps(length, config)
         return LoweredSearch(program.lower(self.params, *batch), queue, steps)
@@ -323,7 +324,7 @@ class Generator:
     def _compile_search(self, asked: _Asked, rows: int, steps: int) -> Any:
         coupling = asked.config.make_coupling(self._ways)
         interact = asked.config.coupling != "none"
-        room = asked.room(coupling, steps, self.model.keeps_pairs)
+        room = asked.room_of(coupling, steps, self.model.keeps_pairs)
 
         def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             params = typed_kernels(params, self.model.config.activation_dtype)

@@ -29,7 +29,7 @@ from bidi.experiment import load_run
 from bidi.files import write_whole, writing_whole
 from bidi.progress import progress_bar
 from bidi.provenance import provenance
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from bidi.training.checkpoints import checksum
 
 log = logging.getLogger(__name__)

@@ -88,7 +88,8 @@ def _sum(x_TD: jax.Array, y_TD: jax.Array) -> jax.Array:
 
     With another shape between, XLA on a CPU does not see that products read the sum, so that it
     must be written down: whatever reads it would compute it anew, down to the first layer, with the
-    bits of every dropout.
+    bits of every dropout. So it still does where norms come after and are of own decoders, which
+    read it turned round.
     """
     size = x_TD.shape[-1]
     return (x_TD.reshape(-1, size) + y_TD.reshape(-1, size)).reshape(x_TD.shape)

@@ -12,18 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bidi.models.prices import Prices
 from bidi.models.slots import Room, Slots
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
-from bidi.search.coupling import Coupling, CouplingName, PartnerWeights, make_coupling
+from bidi.search.config import SearchConfig
+from bidi.search.coupling import Coupling
 from bidi.search.hypotheses import Markers
-from bidi.search.scoring import Penalty, best_reachable_score, length_penalty
+from bidi.search.scoring import best_reachable_score, length_penalty
 from bidi.search.slots import first_slots, follow
 
 
@@ -47,66 +46,6 @@ class Place:
 
 
 DecodeStep = Callable[[Any, jax.Array, Place], tuple[Prices, Any]]
-
-
-@gin.configurable("Search")
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How outputs are searched for.
-
-    Attributes:
-        coupling: `none`: each direction has a beam of its own and reads nothing of the other;
-            `paired`: the k-th hypothesis of one direction beside the k-th of the other, half of
-            the beam each (SB-NMT); `product`: every combination, a token's probability averaged
-            over the partners (Su 2019); `joint`: one beam of pairs that meet in the middle, see
-            `bidi.search.joint`.
-        beam_size: hypotheses of a beam; of both directions together for `paired`.
-        partner_weights: for `product`: the partners count alike (`equal`), or by the softmax of
-            their own log-probabilities so far (`score`).
-        n_best: hypotheses returned of each beam.
-        length_penalty: `gnmt` or `plain`, see `scoring.length_penalty`.
-        alpha: exponent of the length penalty, any sign.
-        min_length: tokens before an output may end.
-        max_length_factor: with the next two, the greatest length of an output, its end marker
-            included, for a source of S tokens: min(factor * S + offset, cap).
-        max_length_offset: see above.
-        max_length_cap: see above.
-        rank_unfinished: whether hypotheses of a beam that are cut off at the maximum length compete
-            by score with those that ended, and so do the best of the beams; else they come after
-            them.
-    """
-
-    coupling: CouplingName = "paired"
-    beam_size: int = 4
-    partner_weights: PartnerWeights = "equal"
-    n_best: int = 1
-    length_penalty: Penalty = "gnmt"
-    alpha: float = 0.6
-    min_length: int = 1
-    max_length_factor: float = 2.0
-    max_length_offset: int = 10
-    max_length_cap: int = 256
-    rank_unfinished: bool = False
-
-    def make_coupling(self, ways: int) -> Coupling:
-        """The coupling for a model of so many directions; ValueError where they do not fit."""
-        coupling = make_coupling(self.coupling, self.beam_size, ways, self.partner_weights)
-        if not 1 <= self.n_best <= coupling.hypotheses:
-            raise ValueError(
-                f"Search.n_best = {self.n_best}, but each beam has {coupling.hypotheses} "
-                f"hypotheses (coupling {self.coupling!r}, beam_size {self.beam_size})"
-            )
-        return coupling
-
-    def stream_steps(self, max_length: int, ways: int) -> int:
-        """Predictions that a stream makes at most, if outputs have at most this length."""
-        return -(-max_length // self.make_coupling(ways).streams)
-
-    def max_length(self, source_length: np.ndarray) -> np.ndarray:
-        """The greatest length of outputs of sources of these lengths; 0 for an empty one."""
-        length = np.floor(self.max_length_factor * source_length) + self.max_length_offset
-        length = np.clip(length, 1, self.max_length_cap)
-        return np.where(source_length > 0, length, 0).astype(np.int32)
 
 
 @flax.struct.dataclass
@@ -189,8 +128,9 @@ def beam_search(
         steps: static, room for tokens: `config.stream_steps` of the greatest of `max_length_Q`.
         room: static, slots that the cache has. With `slots.whole_room` no sentence is lost.
         config: see `SearchConfig`.
-        winner_only: static, whether a sentence is done as soon as the best of its beams is certain:
-            the winner and its best hypothesis are then the same, and nothing else is the result.
+        winner_only: static, whether a sentence is done as soon as its winner is certain: `winner_Q`
+            and the first hypothesis of that beam are those of the whole search, and nothing else
+            that is said of hypotheses is the result.
 
     Returns:
         The n-best hypotheses of each beam.
@@ -346,7 +286,8 @@ def _result(
 ) -> BeamSearchResult:
     """Puts the finished and the unfinished hypotheses into one n-best list a beam."""
     # A sentence that was settled before its maximum length has nothing cut off; but by the bound
-    # that settled it, its alive hypotheses do not come before any of its n best.
+    # that settled it, its alive hypotheses do not come before any of its n best, or before the
+    # winner's best if that alone was searched.
     outcomes = state.outcomes
     log_probs_QGK = outcomes.alive.log_probs_BGK
     length_Q = jnp.maximum(longest_Q, 1)

@@ -4,7 +4,7 @@ import pytest
 
 from bidi.benchmarking import product
 from bidi.provenance import CompileMeter
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from tests.evaluation.tiny_generators import make_generator
 
 

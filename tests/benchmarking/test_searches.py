@@ -9,7 +9,7 @@ from bidi.benchmarking import searches
 from bidi.benchmarking.rounds import Spread
 from bidi.benchmarking.searches import Row, Taken
 from bidi.evaluation.found import Tally
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from tests.trained_run import HALVES
 
 

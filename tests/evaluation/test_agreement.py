@@ -9,7 +9,7 @@ from bidi.evaluation import agreement
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig
 from bidi.evaluation.found import Found, Hypothesis, together
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 
 
 def hypothesis(tokens, direction="l2r", score=-1.0, finished=True):

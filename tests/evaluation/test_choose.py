@@ -72,6 +72,11 @@ def test_a_system_without_a_choice_finds_single_outputs(both, agreeing):
     assert [len(listed) for listed in agreeing.find(["abc"])[0].n_best.values()] == [4, 4]
 
 
+def test_rescoring_takes_more_than_winners(agreeing):
+    with pytest.raises(ValueError, match=r"winner_only = True, but .* rescoring"):
+        agreeing.find(["abc"], winner_only=True)
+
+
 def by_hand(partners):
     """Each source's pool of both models' outputs, what each says of them: {tokens: sum / 2}."""
     left, right = partners.generators

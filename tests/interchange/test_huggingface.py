@@ -18,7 +18,7 @@ from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.experiment import Experiment
 from bidi.interchange import huggingface
 from bidi.models.config import RecurrentConfig, TransformerConfig
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from bidi.training.config import TrainingConfig
 from bidi.training.optimizer import OptimizerConfig
 from tests.interchange.transformers_layout import Layout

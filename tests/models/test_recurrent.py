@@ -18,7 +18,7 @@ from bidi.benchmarking.article import Article
 from bidi.models.lstm import LSTM, begins
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent_decoder import greatest
-from bidi.search.beam_search import SearchConfig
+from bidi.search.config import SearchConfig
 from bidi.search.coupling import Product
 from tests.models import test_transformer_in_search as in_search
 from tests.models import tiny

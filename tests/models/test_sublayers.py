@@ -35,15 +35,24 @@ def test_the_norm_is_that_of_flax():
     )
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_nothing_is_computed_anew_from_the_first_layer_on(norm):
-    """What XLA for a CPU makes one program of does not grow with the layers, nor do the masks."""
-    segments = np.ones((2, 1, 4), np.int32)
+@pytest.mark.parametrize(
+    ("norm", "config"),
+    [
+        ("pre", {"ways": 1}),
+        ("post", {"ways": 1}),
+        ("pre", {"interaction": "layers"}),
+        ("post", {"interaction": "layers"}),
+        ("pre", {"own_decoders": True}),
+    ],
+)
+def test_nothing_is_computed_anew_from_the_first_layer_on(norm, config):
+    """No fusion grows with the layers: who reads a sum computes neither it nor its masks anew."""
+    segments = np.ones((2, config.get("ways", 2), 4), np.int32)
     batch = tiny.source_batch(np.ones((2, 3), np.int32))
     batch |= {"inputs": segments * 5, "segments": segments, "positions": segments}
 
     def most_instructions(layers):
-        model = tiny.make_model(ways=1, decoder_layers=layers, norm=norm, dropout=0.1)
+        model = tiny.make_model(decoder_layers=layers, norm=norm, dropout=0.1, **config)
 
         def loss(params):
             rngs = {"dropout": jax.random.key(1)}

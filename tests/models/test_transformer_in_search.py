@@ -13,7 +13,8 @@ import pytest
 
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
-from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
+from bidi.search.config import SearchConfig
 from bidi.search.slots import whole_room
 from tests.models import tiny
 from tests.search import joint_oracle, oracle

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from bidi.models.slots import Room
-from bidi.search.beam_search import BeamSearchResult, Markers, SearchConfig, beam_search
+from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
+from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
 from bidi.search.slots import whole_room
 from tests.search import joint_oracle, oracle, tables

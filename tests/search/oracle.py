@@ -80,7 +80,7 @@ class Answer:
     winner: int
     steps: int
     close: bool
-    winner_steps: int = 0  # not said where there is one beam
+    winner_steps: int | None = None  # said by `reference_search` alone
 
 
 def conditional(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.search.beam_search import BeamSearchResult, SearchConfig
+from bidi.search.beam_search import BeamSearchResult
+from bidi.search.config import SearchConfig
 from tests.search import tables
 from tests.search.cases import BATCH, L2R, R2L, Case, assert_sentence, compiled, jit_search, search
 from tests.search.tables import Sentence
@@ -108,6 +109,7 @@ def test_the_oracles_agree(case):
 STOPPING = (
     Case("none", 2, 12, ways=R2L, markers="tags"),
     Case("none", 2, 12, ways=L2R, penalty="plain", alpha=-0.5, min_length=0),
+    Case("none", 2, 12),
     Case("paired", 4, 12, 2, penalty="plain", alpha=0.2, rank_unfinished=True),
     Case("product", 2, 12),
     Case("product", 2, 12, penalty="plain", alpha=0.2, partner_weights="score"),
@@ -158,7 +160,7 @@ def _best(result: BeamSearchResult) -> tuple[np.ndarray, ...]:
     return tuple(values[:, :, 0] for values in n_best)
 
 
-@pytest.mark.parametrize("case", STOPPING[2:5], ids=name)
+@pytest.mark.parametrize("case", [case for case in STOPPING if len(case.writers) == 2], ids=name)
 def test_it_stops_when_the_winner_is_proven(case):
     sooner = 0
     for seed in range(60):
@@ -167,9 +169,12 @@ def test_it_stops_when_the_winner_is_proven(case):
         result, answer = search(case, [sentence], winner_only=True), case.reference(sentence)
         if not answer.close:
             best = answer.n_best[answer.winner][0]
-            tokens = [*best.reading(case.ways[answer.winner])]
+            tokens = best.reading(case.ways[answer.winner])
             assert result.winner_Q[0] == answer.winner
-            assert result.tokens_QGNT[0, answer.winner, 0, : len(tokens)].tolist() == tokens
+            first = 0, answer.winner, 0
+            assert result.tokens_QGNT[first][: len(tokens)].tolist() == list(tokens)
+            assert result.lengths_QGN[first] == len(tokens)
+            assert result.finished_QGN[first] == best.finished
             assert result.steps == result.steps_Q[0] <= answer.winner_steps
             sooner += answer.winner_steps < answer.steps
     assert sooner > 10
