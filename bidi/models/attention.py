@@ -1,9 +1,10 @@
 """One attention for history and future, the masks it reads, and what joins the two.
 
 Letters: B batch, P pairs, W ways, T target steps, U those of the other way, S source steps
-or slots of the cache, H heads, E head width, D model; N any leading axes.
+or slots of the cache, H heads, E head width, D model; N any leading axes, X all but the last two.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from bidi.models.dense import Dense
 from bidi.models.dropout import Dropout
 
 FusionName = Literal["tanh", "linear", "gate", "concat"]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def attend(q_NHTE: jax.Array, k_NHES: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
@@ -29,7 +31,40 @@ def attend(q_NHTE: jax.Array, k_NHES: jax.Array, v_NHSE: jax.Array, mask: jax.Ar
     Returns:
         [N, H, T, E]; exactly zero for a query that sees nothing.
     """
-    logits_NHTS = jnp.einsum("...te,...es->...ts", q_NHTE * q_NHTE.shape[-1] ** -0.5, k_NHES)
+    logits_NHTS = jnp.einsum("...te,...es->...ts", _scaled(q_NHTE), k_NHES)
+    return _average(logits_NHTS, v_NHSE, mask)
+
+
+def attend_cached(
+    q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """`attend` for keys that lie as the values do, [N, H, S, E]: as a cache keeps both."""
+    logits_NHTS = jax.lax.platform_dependent(
+        _scaled(q_NHTE), k_NHSE, cpu=_keys_first, default=_queries_first
+    )
+    return _average(logits_NHTS, v_NHSE, mask)
+
+
+def _keys_first(q_NHTE: jax.Array, k_NHSE: jax.Array) -> jax.Array:
+    """Logits of few queries, [N, H, T, S].
+
+    XLA on a CPU would turn all keys round for a product with the queries on the left; behind the
+    barrier it cannot swap the two back. Batch axes are one, of several it makes a slower product.
+    """
+    k_XSE, q_XTE = (x.reshape(-1, *x.shape[-2:]) for x in (k_NHSE, q_NHTE))
+    logits_XST = jax.lax.optimization_barrier(jnp.einsum("xse,xte->xst", k_XSE, q_XTE))
+    return logits_XST.swapaxes(-1, -2).reshape(*q_NHTE.shape[:-1], -1)
+
+
+def _queries_first(q_NHTE: jax.Array, k_NHSE: jax.Array) -> jax.Array:
+    return jnp.einsum("...te,...se->...ts", q_NHTE, k_NHSE)
+
+
+def _scaled(q_NHTE: jax.Array) -> jax.Array:
+    return q_NHTE * q_NHTE.shape[-1] ** -0.5
+
+
+def _average(logits_NHTS: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.einsum("...ts,...se->...te", masked_softmax(logits_NHTS, mask), v_NHSE)
 
 
@@ -68,16 +103,18 @@ def attend_both(
     v_NWHSE: jax.Array,
     own_mask: jax.Array,
     other_mask: jax.Array,
+    by: Attend = attend,
 ) -> tuple[jax.Array, jax.Array]:
     """History and future in one call: each way's keys are read by its own and the other's queries.
 
     Args:
         q_NWHTE: queries of each way for its own keys; W is the fourth axis from the end.
         other_q_NWHUE: queries of each way for the other's keys.
-        k_NWHES: keys of each way, turned as in `attend`.
+        k_NWHES: keys of each way, as `by` takes them.
         v_NWHSE: values of each way.
         own_mask: bool [N, W, 1, T, S] for the keys of way w: what its own queries see.
         other_mask: bool [N, W, 1, U, S] for the keys of way w: what the other's queries see.
+        by: `attend` or `attend_cached`.
 
     Returns:
         What each way reads of itself and of the other, [N, W, H, T, E] and [N, W, H, U, E].
@@ -85,15 +122,19 @@ def attend_both(
     steps = q_NWHTE.shape[-2]
     queries = jnp.concatenate([q_NWHTE, jnp.flip(other_q_NWHUE, axis=-4)], axis=-2)
     mask = jnp.concatenate([own_mask, other_mask], axis=-2)
-    read = attend(queries, k_NWHES, v_NWHSE, mask)
+    read = by(queries, k_NWHES, v_NWHSE, mask)
     return read[..., :steps, :], jnp.flip(read[..., steps:, :], axis=-4)
 
 
 def attend_other(
-    q_NWHUE: jax.Array, k_NWHES: jax.Array, v_NWHSE: jax.Array, other_mask: jax.Array
+    q_NWHUE: jax.Array,
+    k_NWHES: jax.Array,
+    v_NWHSE: jax.Array,
+    other_mask: jax.Array,
+    by: Attend = attend,
 ) -> jax.Array:
     """The future alone, [N, W, H, U, E]; see `attend_both`."""
-    return jnp.flip(attend(jnp.flip(q_NWHUE, axis=-4), k_NWHES, v_NWHSE, other_mask), axis=-4)
+    return jnp.flip(by(jnp.flip(q_NWHUE, axis=-4), k_NWHES, v_NWHSE, other_mask), axis=-4)
 
 
 def history_mask(segments_BPWT: jax.Array) -> jax.Array:

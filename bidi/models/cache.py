@@ -17,25 +17,27 @@ KeysValues = tuple[jax.Array, jax.Array]
 def empty_keys_values(
     batch: int, ways: int, slots: int, heads: int, width: int, dtype: jnp.dtype
 ) -> Cache:
-    """Room for so many steps: keys [B, W, H, E, M], values [B, W, H, M, E].
+    """Room for so many steps: keys and values, both [B, W, H, M, E], see `attend_cached`.
 
-    Both lie as their products read them: with keys in the order of values, XLA on a CPU would turn
-    all of them round in every step.
+    With keys turned, a step would be written an entry at a time, far from one another.
     """
-    keys = jnp.zeros((batch, ways, heads, width, slots), dtype)
-    return {"keys": keys, "values": keys.swapaxes(3, 4)}
+    nothing = jnp.zeros((batch, ways, heads, slots, width), dtype)
+    return {"keys": nothing, "values": nothing}
 
 
-def write(cache: Cache, k_BKWHE1: jax.Array, v_BKWH1E: jax.Array, slot_BKW: jax.Array) -> Cache:
+def write(cache: Cache, k_BKWH1E: jax.Array, v_BKWH1E: jax.Array, slot_BKW: jax.Array) -> Cache:
     """The cache of `empty_keys_values` with a step of each stream in its slot."""
     batch, _, ways = slot_BKW.shape
     row_B11, way_W = jnp.arange(batch)[:, None, None], jnp.arange(ways)[None, None]
-    keys = cache["keys"].at[row_B11, way_W, :, :, slot_BKW]
-    values = cache["values"].at[row_B11, way_W, :, slot_BKW]
-    # No two streams share a slot, but in idle rows, which nobody reads.
+
+    def written(kept_BWHME: jax.Array, step_BKWH1E: jax.Array) -> jax.Array:
+        # No two streams share a slot, but in idle rows, which nobody reads.
+        slots = kept_BWHME.at[row_B11, way_W, :, slot_BKW]
+        return slots.set(step_BKWH1E[..., 0, :], unique_indices=True)
+
     return {
-        "keys": keys.set(k_BKWHE1[..., 0], unique_indices=True),
-        "values": values.set(v_BKWH1E[..., 0, :], unique_indices=True),
+        "keys": written(cache["keys"], k_BKWH1E),
+        "values": written(cache["values"], v_BKWH1E),
     }
 
 

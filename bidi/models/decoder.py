@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bidi.models.attention import (
     attend,
     attend_both,
+    attend_cached,
     attend_other,
     merge_heads,
     source_mask,
@@ -83,10 +84,11 @@ def read_streams(
     cache T is 1, and what was written at former steps is read with it.
     """
     q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call.slot_BKW, call.pairing)
+    by = attend if cache is None else attend_cached
     if call.other_mask is None:
-        history, future = attend(q, k, v, call.own_mask), jnp.zeros_like(other_q)
+        history, future = by(q, k, v, call.own_mask), jnp.zeros_like(other_q)
     else:
-        history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask)
+        history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask, by)
     if cache is not None:
         history, future = call.pairing.pairs(steps_as_streams(history)), steps_as_streams(future)
     return merge_heads(history), merge_heads(future), cache
@@ -105,7 +107,8 @@ def read_others(
     if other_mask is None:
         future = jnp.zeros_like(other_q)
     else:
-        future = attend_other(other_q, k, v, other_mask)
+        by = attend if cache is None else attend_cached
+        future = attend_other(other_q, k, v, other_mask, by)
     return merge_heads(future if cache is None else steps_as_streams(future)), cache
 
 
@@ -116,12 +119,15 @@ def _queries_keys_values(
     slot_BKW: jax.Array | None,
     pairing: Pairing,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]:
-    """Queries for a stream's own keys, queries for the other's, keys, values; and the cache."""
+    """Queries for a stream's own keys, queries for the other's, keys, values; and the cache.
+
+    Keys are as `attend` takes them, those of a cache as `attend_cached` does.
+    """
     q, k, v = qkv
-    q, k, v = split_heads(q, heads), split_keys(k, heads), split_heads(v, heads)
+    q, v = split_heads(q, heads), split_heads(v, heads)
     if cache is None or slot_BKW is None:
-        return q, q, k, v, None
-    cache = write(cache, k, v, slot_BKW)
+        return q, q, split_keys(k, heads), v, None
+    cache = write(cache, split_heads(k, heads), v, slot_BKW)
     own_q, other_q = streams_as_steps(q), streams_as_steps(pairing.pairs(q))
     return own_q, other_q, cache["keys"], cache["values"], cache
 

@@ -3,6 +3,8 @@
 B batch, P pairs, W ways, T target steps, S source or cached steps, H heads, E head width, D model.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from bidi.models.attention import (
     Fusion,
     attend,
     attend_both,
+    attend_cached,
     attend_other,
     future_mask,
     history_mask,
@@ -53,6 +56,15 @@ def test_attend_is_its_definition(mask_B1TS):
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
     sees_nothing = ~np.broadcast_to(mask_B1TS, (2, 2, 3, 5)).any(axis=-1)
     assert (found[sees_nothing] == 0).all()
+
+
+@VARIED
+@given(hnp.arrays(bool, (2, 3, 1, 2, 5)))
+def test_a_cache_is_read_like_what_is_turned(mask_BW1TS):
+    q, k, v = normal(2, 3, 2, 2, 4), normal(2, 3, 2, 5, 4), normal(2, 3, 2, 5, 4, seed=1)
+    found = quick_jit(attend_cached)(q, k, v, mask_BW1TS)
+    expected = quick_jit(attend)(q, k.swapaxes(-1, -2), v, mask_BW1TS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
@@ -150,6 +162,11 @@ def test_attend_both_is_two_readings(segments_BPWT):
         assert (future[own][~mask_other.any(axis=-1)] == 0).all()
     alone = quick_jit(attend_other)(other_q, k_BPWHET, v, other_mask)
     np.testing.assert_allclose(alone, future, atol=1e-6)
+    cached = functools.partial(attend_both, by=attend_cached)
+    for found, expected in zip(
+        quick_jit(cached)(q, other_q, k, v, own_mask, other_mask), read, strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_heads_are_slices_of_the_model_size():
