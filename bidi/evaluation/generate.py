@@ -20,8 +20,7 @@ from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
 from bidi.evaluation.reading import read_sources
-from bidi.models.dense import typed_kernels
-from bidi.models.model import Model
+from bidi.models.model import Model, decoding_variables
 from bidi.models.slots import Room
 from bidi.search.beam_search import BeamSearchResult, Markers, Place, beam_search
 from bidi.search.config import SearchConfig
@@ -197,7 +196,7 @@ class Generator:
             program, *batch = self._search_of(
                 [encoded[i] for i in indices], length, rows, queue, asked
             )
-            result = jax.device_get(program(self.params, *batch))
+            result = jax.device_get(program(self._variables, *batch))
             tally.batches += 1
             tally.row_steps_run += int(result.steps.sum()) * rows // self._batching.devices
             tally.row_steps_needed += int(result.steps_Q[~result.lost_Q].sum())
@@ -218,7 +217,8 @@ class Generator:
         asked = _Asked(config, winner_only=False, room_of=likely_room)
         program, *batch = self._search_of([encoded] * queue, length, rows, queue, asked)
         steps = QUEUE * self._steps(length, config)
-        return LoweredSearch(program.lower(self.params, *batch), queue, steps)
+        variables = jax.eval_shape(self._decoding_variables, self.params)
+        return LoweredSearch(program.lower(variables, *batch), queue, steps)
 
     def score(
         self,
@@ -293,7 +293,7 @@ class Generator:
         queue: int,
         asked: _Asked,
     ) -> tuple[Any, Any, Any]:
-        """A program, and what it takes beside the parameters."""
+        """A program, and what it takes beside the variables."""
         max_length_Q = np.zeros(queue, np.int32)
         # EOS is not counted: an empty source has nothing to say.
         max_length_Q[: len(encoded)] = asked.config.max_length(
@@ -314,6 +314,14 @@ class Generator:
         return len(self.streams.directions)
 
     @functools.cached_property
+    def _variables(self) -> Any:
+        """What programs of a search are called with first."""
+        return jax.jit(self._decoding_variables)(self.params)
+
+    def _decoding_variables(self, params: Any) -> Any:
+        return decoding_variables(self.model, params)
+
+    @functools.cached_property
     def _markers(self) -> Markers:
         size = self.target_vocabulary.size
         allowed_WV = np.tile(np.arange(size) >= FIRST_TEXT_ID, (len(self.streams.ends), 1))
@@ -326,10 +334,9 @@ class Generator:
         interact = asked.config.coupling != "none"
         room = asked.room_of(coupling, steps, self.model.keeps_pairs)
 
-        def search(params: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
-            params = typed_kernels(params, self.model.config.activation_dtype)
-            apply = functools.partial(self.model.apply, {"params": params})
-            source = read_sources(self.model, params, batch, max_length_Q > 0, rows)
+        def search(variables: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
+            apply = functools.partial(self.model.apply, variables)
+            source = read_sources(self.model, variables, batch, max_length_Q > 0, rows)
 
             def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 # Without a queue every row keeps its sentence.

@@ -12,7 +12,7 @@ from bidi.models.model import Batch, Model, Source
 
 
 def read_sources(
-    model: Model, params: Any, batch: Batch, present_Q: jax.Array, rows: int
+    model: Model, variables: Any, batch: Batch, present_Q: jax.Array, rows: int
 ) -> Source:
     """`Model.start` of the sources of a queue, one each row.
 
@@ -21,28 +21,28 @@ def read_sources(
 
     Args:
         model: the model.
-        params: its parameters.
+        variables: what it is applied with.
         batch: the sources, [Q, ...].
         present_Q: bool, where there is a sentence.
         rows: static, B, which divides Q.
     """
 
     def start(chunk: Batch) -> Source:
-        source: Any = model.apply({"params": params}, chunk, examples=1, method="start")
+        source: Any = model.apply(variables, chunk, examples=1, method="start")
         return source
 
     if rows == len(present_Q):
         return start(batch)
     chunks = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), (batch, present_Q))
     shapes = jax.eval_shape(start, jax.tree.map(lambda x: x[0], chunks[0]))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.of_rows())
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def read(chunk: tuple[Batch, jax.Array]) -> Any:
+    def read(chunk: tuple[Batch, jax.Array]) -> Source:
         sources, present_B = chunk
-        return jax.lax.cond(present_B.any(), lambda: start(sources).of_rows(), lambda: nothing)
+        read: Source = jax.lax.cond(present_B.any(), lambda: start(sources), lambda: nothing)
+        return read
 
-    encoded, occurs = jax.tree.map(
+    whole: Source = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(read, chunks)
     )
-    kernel_DV: Any = model.apply({"params": params}, method="output_kernel")
-    return Source(encoded, occurs, kernel_DV)
+    return whole

@@ -13,6 +13,7 @@ import pytest
 
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.models.model import decoding_variables
 from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
 from bidi.search.config import SearchConfig
 from bidi.search.slots import whole_room
@@ -28,7 +29,7 @@ HALVES = Streams("both", "swap", "halves")
 
 @functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config", "rows"))
 def run_search(model, params, streams, config, rows) -> BeamSearchResult:
-    apply = functools.partial(model.apply, {"params": params})
+    apply = functools.partial(model.apply, decoding_variables(model, params))
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
     coupling = config.make_coupling(model.ways)

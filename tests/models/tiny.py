@@ -11,7 +11,7 @@ import numpy as np
 
 from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.config import RecurrentConfig, TransformerConfig
-from bidi.models.model import Model
+from bidi.models.model import Model, decoding_variables
 from bidi.models.output import project
 from bidi.models.recurrent import Recurrent
 from bidi.models.slots import Room, Slots
@@ -136,7 +136,7 @@ def decode_steps(model, params, batch, steps, interact) -> jax.Array:
 
     `steps`: tokens [I, B, P, W], steps [I, B] and slots [I, B, P, W, ...].
     """
-    apply = functools.partial(model.apply, {"params": params})
+    apply = functools.partial(model.apply, decoding_variables(model, params))
     source = apply(batch, method="start")
     _, rows, pairs, _, slots = steps[2].seen_BKWM.shape
     cache = apply(rows, pairs, Room(slots, slots), method="empty_cache")
