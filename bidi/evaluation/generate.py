@@ -19,7 +19,7 @@ from bidi.evaluation.batching import QUEUE, Batching, source_batch
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
-from bidi.evaluation.reading import read_sources
+from bidi.evaluation.reading import AtWork, read_sources
 from bidi.models.model import Model, decoding_variables
 from bidi.models.slots import Room
 from bidi.search.beam_search import BeamSearchResult, Markers, Place, beam_search
@@ -336,14 +336,15 @@ class Generator:
 
         def search(variables: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self.model.apply, variables)
-            source = read_sources(self.model, variables, batch, max_length_Q > 0, rows)
+            queue = read_sources(self.model, variables, batch, max_length_Q > 0, rows)
 
-            def decode_step(cache: Any, tokens_BPW: jax.Array, place: Place) -> Any:
+            def decode_step(carried: Any, tokens_BPW: jax.Array, place: Place) -> Any:
+                at_work, cache = carried
                 # Without a queue every row keeps its sentence.
-                every_row = rows == len(max_length_Q)
-                at_work = source if every_row else source.rows(place.sentence_B)
-                return apply(
-                    at_work,
+                if rows < len(max_length_Q):
+                    at_work = at_work.follow(queue, place.sentence_B)
+                prices, cache = apply(
+                    at_work.source,
                     cache,
                     tokens_BPW,
                     place.step_B,
@@ -353,10 +354,12 @@ class Generator:
                     coupling.combined,
                     method="decode_step",
                 )
+                return prices, (at_work, cache)
 
+            cache = apply(rows, coupling.pairs, room, coupling.combined, method="empty_cache")
             return beam_search(
                 decode_step,
-                apply(rows, coupling.pairs, room, coupling.combined, method="empty_cache"),
+                (AtWork.first(queue, rows), cache),
                 markers=self._markers,
                 max_length_Q=max_length_Q,
                 rows=rows,

@@ -1,15 +1,19 @@
 """Sources of a queue that are read by chunks.
 
-Q sentences of the queue, S source steps.
+Q sentences of the queue, B rows, S source steps.
 """
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
+from bidi.evaluation import reading
 from bidi.evaluation.batching import source_batch
-from bidi.evaluation.reading import read_sources
+from bidi.evaluation.reading import AtWork, read_sources
+from bidi.models.model import Source
 from tests.models import tiny
 
 SOURCES = [np.array(ids, np.int32) for ids in ([4, 5, 2], [6, 2], [5, 5, 4, 2])]
@@ -53,3 +57,21 @@ def test_a_sentence_behind_a_chunk_of_none_is_read():
     for leaf in jax.tree.leaves(read(model, params, batch, present_Q, ROWS)):
         assert np.any(leaf[-1])
         assert not np.any(leaf[:-ROWS])
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_rows_read_the_sentences_that_they_take(data):
+    rows = data.draw(st.sampled_from([1, 3, 8]))
+    queue = Source({"x": jnp.arange(60).reshape(30, 2)}, jnp.arange(30, 60))
+    at_work = AtWork.first(queue, rows)
+    for _ in range(3):
+        sentence_B = [
+            data.draw(st.just(int(kept)) | st.integers(0, 29)) for kept in at_work.sentence_B
+        ]
+        sentence_B = jnp.array(sentence_B, jnp.int32)
+        # What other platforms do.
+        expected = AtWork(sentence_B, reading._copied(at_work, queue, sentence_B))
+        np.testing.assert_array_equal(expected.source.encoded["x"][:, 0], 2 * sentence_B)
+        at_work = tiny.quick_jit(AtWork.follow)(at_work, queue, sentence_B)
+        jax.tree.map(np.testing.assert_array_equal, at_work, expected)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bidi.models import attention
 from bidi.models.attention import (
     Fusion,
     attend,
@@ -65,6 +66,9 @@ def test_a_cache_is_read_like_what_is_turned(mask_BW1TS):
     found = quick_jit(attend_cached)(q, k, v, mask_BW1TS)
     expected = quick_jit(attend)(q, k.swapaxes(-1, -2), v, mask_BW1TS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    # What other platforms do.
+    logits = quick_jit(attention._queries_first)(q, k)
+    np.testing.assert_allclose(quick_jit(attention._keys_first)(q, k), logits, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
