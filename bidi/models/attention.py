@@ -19,26 +19,25 @@ FusionName = Literal["tanh", "linear", "gate", "concat"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def attend(q_NHTE: jax.Array, k_NHES: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Array) -> jax.Array:
     """Scaled dot-product attention with a float32 softmax.
 
     Args:
         q_NHTE: queries; any leading axes N, the same for all.
-        k_NHES: keys, turned as the product with the queries reads them.
+        k_NHSE: keys.
         v_NHSE: values.
         mask: bool, broadcastable to [N, H, T, S], true where a query sees a key.
 
     Returns:
         [N, H, T, E]; exactly zero for a query that sees nothing.
     """
-    logits_NHTS = jnp.einsum("...te,...es->...ts", _scaled(q_NHTE), k_NHES)
-    return _average(logits_NHTS, v_NHSE, mask)
+    return _average(_queries_first(_scaled(q_NHTE), k_NHSE), v_NHSE, mask)
 
 
-def attend_cached(
+def attend_step(
     q_NHTE: jax.Array, k_NHSE: jax.Array, v_NHSE: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """`attend` for keys that lie as the values do, [N, H, S, E]: as a cache keeps both."""
+    """`attend` for the few queries of a step of a search."""
     logits_NHTS = jax.lax.platform_dependent(
         _scaled(q_NHTE), k_NHSE, cpu=_keys_first, default=_queries_first
     )
@@ -46,10 +45,10 @@ def attend_cached(
 
 
 def _keys_first(q_NHTE: jax.Array, k_NHSE: jax.Array) -> jax.Array:
-    """Logits of few queries, [N, H, T, S].
+    """Logits [N, H, T, S].
 
     XLA on a CPU would turn all keys round for a product with the queries on the left; behind the
-    barrier it cannot swap the two back. Batch axes are one, of several it makes a slower product.
+    barrier it cannot swap the two back. With several batch axes the product would be slower.
     """
     k_XSE, q_XTE = (x.reshape(-1, *x.shape[-2:]) for x in (k_NHSE, q_NHTE))
     logits_XST = jax.lax.optimization_barrier(jnp.einsum("xse,xte->xst", k_XSE, q_XTE))
@@ -57,7 +56,7 @@ def _keys_first(q_NHTE: jax.Array, k_NHSE: jax.Array) -> jax.Array:
 
 
 def _queries_first(q_NHTE: jax.Array, k_NHSE: jax.Array) -> jax.Array:
-    return jnp.einsum("...te,...se->...ts", q_NHTE, k_NHSE)
+    return jnp.einsum("...te,...es->...ts", q_NHTE, k_NHSE.swapaxes(-1, -2))
 
 
 def _scaled(q_NHTE: jax.Array) -> jax.Array:
@@ -99,22 +98,22 @@ masked_softmax.defvjp(_forward, _backward)
 def attend_both(
     q_NWHTE: jax.Array,
     other_q_NWHUE: jax.Array,
-    k_NWHES: jax.Array,
+    k_NWHSE: jax.Array,
     v_NWHSE: jax.Array,
     own_mask: jax.Array,
     other_mask: jax.Array,
-    by: Attend = attend,
+    by: Attend,
 ) -> tuple[jax.Array, jax.Array]:
     """History and future in one call: each way's keys are read by its own and the other's queries.
 
     Args:
         q_NWHTE: queries of each way for its own keys; W is the fourth axis from the end.
         other_q_NWHUE: queries of each way for the other's keys.
-        k_NWHES: keys of each way, as `by` takes them.
+        k_NWHSE: keys of each way.
         v_NWHSE: values of each way.
         own_mask: bool [N, W, 1, T, S] for the keys of way w: what its own queries see.
         other_mask: bool [N, W, 1, U, S] for the keys of way w: what the other's queries see.
-        by: `attend` or `attend_cached`.
+        by: `attend` or `attend_step`.
 
     Returns:
         What each way reads of itself and of the other, [N, W, H, T, E] and [N, W, H, U, E].
@@ -122,19 +121,19 @@ def attend_both(
     steps = q_NWHTE.shape[-2]
     queries = jnp.concatenate([q_NWHTE, jnp.flip(other_q_NWHUE, axis=-4)], axis=-2)
     mask = jnp.concatenate([own_mask, other_mask], axis=-2)
-    read = by(queries, k_NWHES, v_NWHSE, mask)
+    read = by(queries, k_NWHSE, v_NWHSE, mask)
     return read[..., :steps, :], jnp.flip(read[..., steps:, :], axis=-4)
 
 
 def attend_other(
     q_NWHUE: jax.Array,
-    k_NWHES: jax.Array,
+    k_NWHSE: jax.Array,
     v_NWHSE: jax.Array,
     other_mask: jax.Array,
-    by: Attend = attend,
+    by: Attend,
 ) -> jax.Array:
     """The future alone, [N, W, H, U, E]; see `attend_both`."""
-    return jnp.flip(by(jnp.flip(q_NWHUE, axis=-4), k_NWHES, v_NWHSE, other_mask), axis=-4)
+    return jnp.flip(by(jnp.flip(q_NWHUE, axis=-4), k_NWHSE, v_NWHSE, other_mask), axis=-4)
 
 
 def history_mask(segments_BPWT: jax.Array) -> jax.Array:
@@ -170,11 +169,6 @@ def split_heads(x_NTD: jax.Array, heads: int) -> jax.Array:
     x_NTHE = x_NTD.reshape(*x_NTD.shape[:-1], heads, x_NTD.shape[-1] // heads)
     x_NTHE = constrain(x_NTHE, "rows", *[None] * (x_NTHE.ndim - 3), "heads")
     return x_NTHE.swapaxes(-3, -2)
-
-
-def split_keys(x_NTD: jax.Array, heads: int) -> jax.Array:
-    """[N, T, D] -> [N, H, E, T], as `attend` takes keys."""
-    return split_heads(x_NTD, heads).swapaxes(-1, -2)
 
 
 def merge_heads(x_NHTE: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ KeysValues = tuple[jax.Array, jax.Array]
 def empty_keys_values(
     batch: int, ways: int, slots: int, heads: int, width: int, dtype: jnp.dtype
 ) -> Cache:
-    """Room for so many steps: keys and values, both [B, W, H, M, E], see `attend_cached`.
+    """Room for so many steps: keys and values, both [B, W, H, M, E].
 
     With keys turned, a step would be written an entry at a time, far from one another.
     """

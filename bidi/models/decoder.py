@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.attention import (
+    Attend,
     attend,
     attend_both,
-    attend_cached,
     attend_other,
+    attend_step,
     merge_heads,
     source_mask,
     split_heads,
-    split_keys,
 )
 from bidi.models.cache import (
     KeysValues,
@@ -51,6 +51,7 @@ class Call:
         train: whether dropout is on.
         pairing: where streams have not read each other before, which ones stand in which pairs.
         slot_BKW: int32, where in the cache streams write; None without one.
+        by: how keys are read, `attend_step` with a cache.
         own_source_mask: where pair w is there for its stream of way w, `source_mask` of these
             streams: once streams have read each other for the last time, only these go on, see
             `own_streams`. None: all do.
@@ -62,6 +63,7 @@ class Call:
     train: bool
     pairing: Pairing
     slot_BKW: jax.Array | None = None
+    by: Attend = attend
     own_source_mask: jax.Array | None = None
 
     def alone(self) -> "Call":
@@ -84,11 +86,10 @@ def read_streams(
     cache T is 1, and what was written at former steps is read with it.
     """
     q, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, call.slot_BKW, call.pairing)
-    by = attend if cache is None else attend_cached
     if call.other_mask is None:
-        history, future = by(q, k, v, call.own_mask), jnp.zeros_like(other_q)
+        history, future = call.by(q, k, v, call.own_mask), jnp.zeros_like(other_q)
     else:
-        history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask, by)
+        history, future = attend_both(q, other_q, k, v, call.own_mask, call.other_mask, call.by)
     if cache is not None:
         history, future = call.pairing.pairs(steps_as_streams(history)), steps_as_streams(future)
     return merge_heads(history), merge_heads(future), cache
@@ -101,13 +102,13 @@ def read_others(
     other_mask: jax.Array | None,
     slot_BKW: jax.Array | None,
     pairing: Pairing,
+    by: Attend,
 ) -> tuple[jax.Array, Cache | None]:
-    """The second and the third of `read_streams`; the last three arguments: see `Call`."""
+    """The second and the third of `read_streams`; the last four arguments: see `Call`."""
     _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, slot_BKW, pairing)
     if other_mask is None:
         future = jnp.zeros_like(other_q)
     else:
-        by = attend if cache is None else attend_cached
         future = attend_other(other_q, k, v, other_mask, by)
     return merge_heads(future if cache is None else steps_as_streams(future)), cache
 
@@ -119,15 +120,11 @@ def _queries_keys_values(
     slot_BKW: jax.Array | None,
     pairing: Pairing,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache | None]:
-    """Queries for a stream's own keys, queries for the other's, keys, values; and the cache.
-
-    Keys are as `attend` takes them, those of a cache as `attend_cached` does.
-    """
-    q, k, v = qkv
-    q, v = split_heads(q, heads), split_heads(v, heads)
+    """Queries for a stream's own keys, queries for the other's, keys, values; and the cache."""
+    q, k, v = (split_heads(part, heads) for part in qkv)
     if cache is None or slot_BKW is None:
-        return q, q, split_keys(k, heads), v, None
-    cache = write(cache, split_heads(k, heads), v, slot_BKW)
+        return q, q, k, v, None
+    cache = write(cache, k, v, slot_BKW)
     own_q, other_q = streams_as_steps(q), streams_as_steps(pairing.pairs(q))
     return own_q, other_q, cache["keys"], cache["values"], cache
 
@@ -172,7 +169,7 @@ class TopInteraction(nn.Module):
         x_BKWTD = call.pairing.streams(x_BPWTD)
         qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BKWTD)
         future, cache = read_others(
-            qkv, config.heads, cache, call.other_mask, call.slot_BKW, call.pairing
+            qkv, config.heads, cache, call.other_mask, call.slot_BKW, call.pairing, call.by
         )
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
@@ -212,21 +209,24 @@ class SourceAttention(nn.Module):
         self.kv = projections(2, self.size, dtype=self.dtype)
 
     def project(self, encoded_BSD: jax.Array) -> KeysValues:
-        """Keys [B, G, H, E, S] and values [B, G, H, S, E] of each decoder."""
+        """Keys and values of each decoder, both [B, G, H, S, E]."""
         keys, values = (x if self.own else x[:, None] for x in self.kv(encoded_BSD))
-        return split_keys(keys, self.heads), split_heads(values, self.heads)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
-    def read(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
-        """What the heads read, [B, P, W, T, D] -> [B, P, W, T, D]; `mask`: see `Call`."""
-        keys_BGHES, values_BGHSE = source
-        queries_BGND = group_by_decoder(self.q(x_BPWTD), keys_BGHES.shape[1])
-        queries = split_heads(queries_BGND, self.heads)
-        read = attend(queries, keys_BGHES, values_BGHSE, mask)
+    def read(
+        self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array, by: Attend
+    ) -> jax.Array:
+        """What the heads read, [B, P, W, T, D] -> [B, P, W, T, D]; `mask` and `by`: see `Call`."""
+        keys_BGHSE, values_BGHSE = source
+        queries_BGND = group_by_decoder(self.q(x_BPWTD), keys_BGHSE.shape[1])
+        read = by(split_heads(queries_BGND, self.heads), keys_BGHSE, values_BGHSE, mask)
         return ungroup(merge_heads(read), x_BPWTD.shape)
 
-    def __call__(self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_BPWTD: jax.Array, source: KeysValues, mask: jax.Array, by: Attend
+    ) -> jax.Array:
         """[B, P, W, T, D] -> [B, P, W, T, D]."""
-        return self.out(self.read(x_BPWTD, source, mask))
+        return self.out(self.read(x_BPWTD, source, mask, by))
 
 
 def group_by_decoder(x_BPWT: jax.Array, decoders: int) -> jax.Array:
@@ -292,7 +292,7 @@ class DecoderLayer(nn.Module):
             call = dataclasses.replace(call, source_mask=call.own_source_mask)
         x_BPWTD = residual(
             x_BPWTD,
-            lambda y: self.source_attention(y, source, call.source_mask),
+            lambda y: self.source_attention(y, source, call.source_mask, call.by),
             "source_attention_norm",
         )
         feedforward = per_way(FeedForward, own)(config.feedforward_size, name="feedforward")
@@ -353,7 +353,8 @@ class Decoder(nn.Module):
         def call_of(slots: Slots, pairing: Pairing) -> Call:
             own, other = cached_masks(slots, pairing)
             other_mask = other if interact else None
-            return Call(own, other_mask, source_mask, False, pairing, slots.slot_BKW)
+            where = pairing, slots.slot_BKW
+            return Call(own, other_mask, source_mask, False, *where, by=attend_step)
 
         with jax.named_scope("attention"):
             first, later = call_of(streams, pairing), call_of(pairs, Pairing(None))

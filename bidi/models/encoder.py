@@ -6,7 +6,7 @@ Letters: B batch, S source steps, D model.
 import flax.linen as nn
 import jax
 
-from bidi.models.attention import attend, merge_heads, source_mask, split_heads, split_keys
+from bidi.models.attention import attend, merge_heads, source_mask, split_heads
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.sublayers import FeedForward, LayerNorm, Residual, run_layer
@@ -23,10 +23,8 @@ class EncoderLayer(nn.Module):
 
         def self_attention(y_BSD: jax.Array) -> jax.Array:
             project = Projections(3, config.model_size, dtype=y_BSD.dtype, name="qkv")
-            q_BSD, k_BSD, v_BSD = project(y_BSD)
-            keys_BHES = split_keys(k_BSD, config.heads)
-            q_BHSE, v_BHSE = (split_heads(part, config.heads) for part in (q_BSD, v_BSD))
-            read_BSD = merge_heads(attend(q_BHSE, keys_BHES, v_BHSE, mask_B1SS))
+            q_BHSE, k_BHSE, v_BHSE = (split_heads(x_BSD, config.heads) for x_BSD in project(y_BSD))
+            read_BSD = merge_heads(attend(q_BHSE, k_BHSE, v_BHSE, mask_B1SS))
             return Dense(config.model_size, dtype=y_BSD.dtype, name="out")(read_BSD)
 
         residual = Residual(config, own=False, train=train)

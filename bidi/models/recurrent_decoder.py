@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bidi.models.attention import future_mask
+from bidi.models.attention import attend, attend_step, future_mask
 from bidi.models.axes import constrain
 from bidi.models.cache import KeysValues, cached_masks, empty_keys_values
 from bidi.models.config import RecurrentConfig
@@ -130,13 +130,13 @@ class Decoder(nn.Module):
         other_BPWTD = None
         if interact:
             mask, qkv, heads = future_mask(segments_BPWT), self.qkv(x_BPWTD), self.config.heads
-            other_BPWTD, _ = read_others(qkv, heads, None, mask, None, Pairing(None))
+            other_BPWTD, _ = read_others(qkv, heads, None, mask, None, Pairing(None), attend)
             if own_only:
                 x_BPWTD, other_BPWTD, segments_BPWT = (
                     own_streams(x) for x in (x_BPWTD, other_BPWTD, segments_BPWT)
                 )
         source_mask = stream_source_mask(segments_BPWT, encoded.segments_BS, self.ways)
-        source_BPWTD = self.source_attention.read(x_BPWTD, encoded.keys_values, source_mask)
+        source_BPWTD = self.source_attention.read(x_BPWTD, encoded.keys_values, source_mask, attend)
         return self._joined(x_BPWTD, other_BPWTD, source_BPWTD)
 
     def step(
@@ -169,10 +169,12 @@ class Decoder(nn.Module):
                 _, mask_BW1PM = cached_masks(slots, pairing)
                 qkv, heads = self.qkv(x_BKW1D), self.config.heads
                 other_BPW1D, cache["top"] = read_others(
-                    qkv, heads, cache["top"], mask_BW1PM, slots.slot_BKW, pairing
+                    qkv, heads, cache["top"], mask_BW1PM, slots.slot_BKW, pairing, attend_step
                 )
             source_mask = (encoded.segments_BS != 0)[:, None, None, None]
-            source_BKW1D = self.source_attention.read(x_BKW1D, encoded.keys_values, source_mask)
+            source_BKW1D = self.source_attention.read(
+                x_BKW1D, encoded.keys_values, source_mask, attend_step
+            )
         own_BPW1D, source_BPW1D = pairing.pairs(x_BKW1D), pairing.pairs(source_BKW1D)
         return self._joined(own_BPW1D, other_BPW1D, source_BPW1D), cache
 

@@ -32,7 +32,7 @@ class Encoded:
     """What the decoder reads of a batch of sources.
 
     Attributes:
-        keys_values: of each decoder layer, [B, G, H, E, S] and [B, G, H, S, E].
+        keys_values: of each decoder layer, both [B, G, H, S, E].
         segments_BS: int32, 0 for padding.
     """
 

@@ -18,15 +18,14 @@ from bidi.models.attention import (
     Fusion,
     attend,
     attend_both,
-    attend_cached,
     attend_other,
+    attend_step,
     future_mask,
     history_mask,
     masked_softmax,
     merge_heads,
     source_mask,
     split_heads,
-    split_keys,
 )
 from tests.models.tiny import quick_jit
 
@@ -51,7 +50,7 @@ def numpy_attend(q_TE, k_SE, v_SE, mask_TS):
 @given(hnp.arrays(bool, (2, 1, 3, 5)))
 def test_attend_is_its_definition(mask_B1TS):
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4, seed=1)
-    found = np.asarray(quick_jit(attend)(q, k.swapaxes(-1, -2), v, mask_B1TS))
+    found = np.asarray(quick_jit(attend)(q, k, v, mask_B1TS))
     for b, h in np.ndindex(2, 2):
         expected = numpy_attend(q[b, h], k[b, h], v[b, h], mask_B1TS[b, 0])
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
@@ -61,10 +60,10 @@ def test_attend_is_its_definition(mask_B1TS):
 
 @VARIED
 @given(hnp.arrays(bool, (2, 3, 1, 2, 5)))
-def test_a_cache_is_read_like_what_is_turned(mask_BW1TS):
+def test_a_step_reads_like_a_whole_stream(mask_BW1TS):
     q, k, v = normal(2, 3, 2, 2, 4), normal(2, 3, 2, 5, 4), normal(2, 3, 2, 5, 4, seed=1)
-    found = quick_jit(attend_cached)(q, k, v, mask_BW1TS)
-    expected = quick_jit(attend)(q, k.swapaxes(-1, -2), v, mask_BW1TS)
+    found = quick_jit(attend_step)(q, k, v, mask_BW1TS)
+    expected = quick_jit(attend)(q, k, v, mask_BW1TS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # What other platforms do.
     logits = quick_jit(attention._queries_first)(q, k)
@@ -101,12 +100,12 @@ def test_gradients_are_finite_where_nothing_is_seen():
     mask[:, 1], mask[:, :, 4] = False, False
     weights = normal(2, 3, 4, seed=2)
     gradients = quick_jit(jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2)))
-    dq, dk, dv = gradients(q, k.swapaxes(-1, -2), v)
+    dq, dk, dv = gradients(q, k, v)
     for gradient in (dq, dk, dv):
         assert np.isfinite(gradient).all()
         assert (gradient != 0).any()
     assert (dq[:, 1] == 0).all()
-    assert (dk[..., 4] == 0).all()
+    assert (dk[:, 4] == 0).all()
     assert (dv[:, 4] == 0).all()
 
 
@@ -151,10 +150,13 @@ def test_attend_both_is_two_readings(segments_BPWT):
     shape_BPWHTE = (2, 1, 2, 2, 4, 4)
     # Of the other, only the last queries.
     q, k, v, other_q = (normal(*shape_BPWHTE, seed=seed) for seed in range(4))
-    other_q, k_BPWHET = other_q[..., 1:, :], k.swapaxes(-1, -2)
+    other_q = other_q[..., 1:, :]
     own_mask, other_mask = history_mask(segments_BPWT), future_mask(segments_BPWT)[..., 1:, :]
-    read = quick_jit(attend_both)(q, other_q, k_BPWHET, v, own_mask, other_mask)
-    history, future = jax.device_get(read)
+    of_streams, of_steps = (
+        quick_jit(functools.partial(attend_both, by=by))(q, other_q, k, v, own_mask, other_mask)
+        for by in (attend, attend_step)
+    )
+    history, future = jax.device_get(of_streams)
     for b, w, h in np.ndindex(2, 2, 2):
         own, other = (b, 0, w, h), (b, 0, 1 - w, h)
         own_T, other_T = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
@@ -164,20 +166,16 @@ def test_attend_both_is_two_readings(segments_BPWT):
         expected = numpy_attend(other_q[own], k[other], v[other], mask_other)
         np.testing.assert_allclose(future[own], expected, atol=1e-5)
         assert (future[own][~mask_other.any(axis=-1)] == 0).all()
-    alone = quick_jit(attend_other)(other_q, k_BPWHET, v, other_mask)
-    np.testing.assert_allclose(alone, future, atol=1e-6)
-    cached = functools.partial(attend_both, by=attend_cached)
-    for found, expected in zip(
-        quick_jit(cached)(q, other_q, k, v, own_mask, other_mask), read, strict=True
-    ):
+    for found, expected in zip(of_steps, of_streams, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+    alone = quick_jit(functools.partial(attend_other, by=attend))(other_q, k, v, other_mask)
+    np.testing.assert_allclose(alone, future, atol=1e-6)
 
 
 def test_heads_are_slices_of_the_model_size():
     x_BTD = normal(2, 3, 8)
     x_BHTE = split_heads(x_BTD, 2)
     np.testing.assert_array_equal(x_BHTE[:, 1], x_BTD[..., 4:])
-    np.testing.assert_array_equal(split_keys(x_BTD, 2), x_BHTE.swapaxes(-1, -2))
     np.testing.assert_array_equal(merge_heads(x_BHTE), x_BTD)
 
 

@@ -253,10 +253,9 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
     source = jax.eval_shape(
         lambda params: model.apply({"params": params}, sources, method="start"), params
     )
-    # [B, G, H, E, S] and [B, G, H, S, E]
-    leading = (batch, 2 if own else 1, 2)
-    shapes = [(*leading, size // 2, 40), (*leading, 40, size // 2)]
-    assert [x.shape for x in jax.tree.leaves(source.encoded.keys_values)] == shapes * layers
+    shape_BGHSE = (batch, 2 if own else 1, 2, 40, size // 2)
+    shapes = [x.shape for x in jax.tree.leaves(source.encoded.keys_values)]
+    assert shapes == [shape_BGHSE] * 2 * layers
 
     def step(params, source):
         apply = functools.partial(model.apply, {"params": params})
