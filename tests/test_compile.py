@@ -89,10 +89,12 @@ def test_update_and_search(gin_file, tmp_path):
     assert train["work"]["flops"] >= 0.9 * train["flops_needed"] > 0
     assert train["target_tokens"] == 8 * 8 * 2
     assert search["memory"]["parameters"] == parameters
+    assert search["memory"]["prepared"] == 64 * 16 * 4  # the output's kernel
     assert search["work"]["collectives"] == {}  # each device has sentences of its own
     assert search["work"]["open_loops"] == 1
     for one in (train, search):
         assert one["fits"]
+        assert min(one["memory"].values()) >= 0
         parts = {**one["memory"]}
         assert parts.pop("total") == sum(parts.values()) - parts["chip"]
         limits = {key: one["roofline"][key] for key in ("compute", "memory", "interconnect")}
@@ -157,6 +159,14 @@ def test_on_a_gpu(gin_file, tmp_path, chip):
     assert rounds < search["work"]["kernels"] < 2 * rounds
     for one in (train, search):
         assert one["fits"]
+
+
+@needs_cuda_plugin
+def test_what_is_cast_before_a_search_is_held_beside_the_parameters(gin_file, tmp_path):
+    asked = f"--gin_file={gin_file}", "--programs=search", "--gin.Transformer.dtype=bfloat16"
+    memory = report_of(tmp_path, "--topology=h100:1", *asked)["search"]["memory"]
+    assert 0 < memory["prepared"] < memory["parameters"]
+    assert min(memory.values()) >= 0
 
 
 @needs_cuda_plugin

@@ -107,7 +107,7 @@ def update(experiment: Experiment, devices: Sequence[jax.Device]) -> dict[str, A
         "optimizer": _bytes_each(state.optimizer),
         "average": _bytes_each(state.ema),
     }
-    report = _report(partitioner.lower(batch), devices, parts)
+    report = _report(partitioner.lower(batch), devices, parts, sum(parts.values()))
     labels = experiment.batches.rows * experiment.batches.target_length
     report["target_tokens"] = labels * len(experiment.streams.directions)
     if isinstance(experiment.model, TransformerConfig):
@@ -138,8 +138,12 @@ def search(
         own,
     )
     lowered = generator.lower_search(source_tokens, experiment.search)
-    parts = {"parameters": _bytes_each(init["params"])}
-    report = _report(lowered.program, own, parts, lowered.steps)
+    taken = _bytes_each(lowered.variables)
+    parts = {
+        "parameters": _bytes_each(init["params"]),
+        "prepared": taken - _bytes_each(_shared(init["params"], lowered.variables["params"])),
+    }
+    report = _report(lowered.program, own, parts, taken, lowered.steps)
     return {**report, "sentences": lowered.sentences, "rounds": lowered.steps}
 
 
@@ -147,6 +151,7 @@ def _report(
     lowered: jax.stages.Lowered,
     devices: Sequence[jax.Device],
     parts: dict[str, int],
+    taken: int,
     open_rounds: int = 1,
 ) -> dict[str, Any]:
     """Compiles; what a device holds and does, and what bounds it.
@@ -154,7 +159,8 @@ def _report(
     Args:
         lowered: the program.
         devices: that it is for.
-        parts: bytes of its arguments on each device, by name.
+        parts: bytes of what each device holds beside the program, by name.
+        taken: bytes of those parts that are arguments of the program.
         open_rounds: see `hlo.work`.
 
     Returns:
@@ -176,7 +182,7 @@ def _report(
     seconds = time.perf_counter() - start
     held = compiled.memory_analysis()
     assert held is not None
-    rest = held.argument_size_in_bytes - sum(parts.values())
+    rest = held.argument_size_in_bytes - taken
     # Results that take their arguments' place take no room of their own.
     results = held.output_size_in_bytes - held.alias_size_in_bytes
     room: dict[str, float] = {
@@ -209,6 +215,12 @@ def _report(
             "bound": roofline.bound,
         },
     }
+
+
+def _shared(params: Any, typed: Any) -> list[Any]:
+    """The leaves of the same dtype in both, which `decoding_variables` leaves where they are."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(typed), strict=True)
+    return [one for one, other in pairs if one.dtype == other.dtype]
 
 
 def _bytes_each(tree: Any) -> int:

@@ -14,7 +14,7 @@ from jax.extend import backend
 # Parts of a search by what stands in an operation's name, the first that fits; see `parts`.
 _PARTS = {
     "encoder": r"/\w+\.start/",
-    "bookkeeping": r"/bookkeeping/|/while/body/vmap\(\)/gather",
+    "bookkeeping": r"/bookkeeping/",
     "top-k": r"/top_k",
     "projection": r"/projection/|d,vd->|log_softmax",
     "attention": r"/(self_attention|source_attention|top|attention)/",
@@ -60,7 +60,7 @@ def time_shares(run: Callable[[], object]) -> dict[str, float]:
     """How a search's time on the devices is shared out among the parts of its program.
 
     Args:
-        run: the search; its first call compiles one program.
+        run: the search, which is the largest program that its first call compiles.
 
     Returns:
         Shares that sum to 1, of 'attention', 'projection' and so on, and of the `REST`.

@@ -102,7 +102,7 @@ class Batching:
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
     def program(self, function: Callable[..., Any]) -> Any:
-        """A function of parameters and batches, which are `divided`, on each device its share.
+        """A function of what all share and of batches, which are `divided`: each device its share.
 
         Other processes' devices do work of their own.
         """

@@ -51,11 +51,13 @@ class LoweredSearch:
 
     Attributes:
         program: of one batch.
+        variables: the shapes of what it is called with first, see `decoding_variables`.
         sentences: that are searched at once.
         steps: rounds of its loop, if each sentence has the greatest length there is.
     """
 
     program: jax.stages.Lowered
+    variables: Any
     sentences: int
     steps: int
 
@@ -217,8 +219,9 @@ class Generator:
         asked = _Asked(config, winner_only=False, room_of=likely_room)
         program, *batch = self._search_of([encoded] * queue, length, rows, queue, asked)
         steps = QUEUE * self._steps(length, config)
-        variables = jax.eval_shape(self._decoding_variables, self.params)
-        return LoweredSearch(program.lower(variables, *batch), queue, steps)
+        make = functools.partial(decoding_variables, self.model)
+        variables = jax.eval_shape(make, self.params)
+        return LoweredSearch(program.lower(variables, *batch), variables, queue, steps)
 
     def score(
         self,
@@ -315,11 +318,11 @@ class Generator:
 
     @functools.cached_property
     def _variables(self) -> Any:
-        """What programs of a search are called with first."""
-        return jax.jit(self._decoding_variables)(self.params)
+        """What programs of a search are called with first.
 
-    def _decoding_variables(self, params: Any) -> Any:
-        return decoding_variables(self.model, params)
+        Not made by a program, which would copy parameters that stay as they are.
+        """
+        return decoding_variables(self.model, self.params)
 
     @functools.cached_property
     def _markers(self) -> Markers:
@@ -336,13 +339,13 @@ class Generator:
 
         def search(variables: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
             apply = functools.partial(self.model.apply, variables)
-            queue = read_sources(self.model, variables, batch, max_length_Q > 0, rows)
+            sources = read_sources(self.model, variables, batch, max_length_Q > 0, rows)
 
             def decode_step(carried: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 at_work, cache = carried
                 # Without a queue every row keeps its sentence.
                 if rows < len(max_length_Q):
-                    at_work = at_work.follow(queue, place.sentence_B)
+                    at_work = at_work.follow(sources, place.sentence_B)
                 prices, cache = apply(
                     at_work.source,
                     cache,
@@ -359,7 +362,7 @@ class Generator:
             cache = apply(rows, coupling.pairs, room, coupling.combined, method="empty_cache")
             return beam_search(
                 decode_step,
-                (AtWork.first(queue, rows), cache),
+                (AtWork.first(sources, rows), cache),
                 markers=self._markers,
                 max_length_Q=max_length_Q,
                 rows=rows,

@@ -40,8 +40,8 @@ def read_sources(
 
     def read(chunk: tuple[Batch, jax.Array]) -> Source:
         sources, present_B = chunk
-        read: Source = jax.lax.cond(present_B.any(), lambda: start(sources), lambda: nothing)
-        return read
+        source: Source = jax.lax.cond(present_B.any(), lambda: start(sources), lambda: nothing)
+        return source
 
     whole: Source = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(read, chunks)

@@ -51,7 +51,6 @@ class Call:
         train: whether dropout is on.
         pairing: where streams have not read each other before, which ones stand in which pairs.
         slot_BKW: int32, where in the cache streams write; None without one.
-        by: how keys are read, `attend_step` with a cache.
         own_source_mask: where pair w is there for its stream of way w, `source_mask` of these
             streams: once streams have read each other for the last time, only these go on, see
             `own_streams`. None: all do.
@@ -63,12 +62,20 @@ class Call:
     train: bool
     pairing: Pairing
     slot_BKW: jax.Array | None = None
-    by: Attend = attend
     own_source_mask: jax.Array | None = None
+
+    @property
+    def by(self) -> Attend:
+        """How keys are read."""
+        return _by(self.slot_BKW)
 
     def alone(self) -> "Call":
         """The same for streams, not pairs, that do not read each other."""
         return dataclasses.replace(self, other_mask=None, pairing=Pairing(None))
+
+
+def _by(slot_BKW: jax.Array | None) -> Attend:
+    return attend if slot_BKW is None else attend_step
 
 
 def own_streams(x_BPWT: jax.Array) -> jax.Array:
@@ -102,14 +109,13 @@ def read_others(
     other_mask: jax.Array | None,
     slot_BKW: jax.Array | None,
     pairing: Pairing,
-    by: Attend,
 ) -> tuple[jax.Array, Cache | None]:
-    """The second and the third of `read_streams`; the last four arguments: see `Call`."""
+    """The second and the third of `read_streams`; the last three arguments: see `Call`."""
     _, other_q, k, v, cache = _queries_keys_values(qkv, heads, cache, slot_BKW, pairing)
     if other_mask is None:
         future = jnp.zeros_like(other_q)
     else:
-        future = attend_other(other_q, k, v, other_mask, by)
+        future = attend_other(other_q, k, v, other_mask, _by(slot_BKW))
     return merge_heads(future if cache is None else steps_as_streams(future)), cache
 
 
@@ -169,7 +175,7 @@ class TopInteraction(nn.Module):
         x_BKWTD = call.pairing.streams(x_BPWTD)
         qkv = projections(3, config.model_size, dtype=x_BPWTD.dtype, name="qkv")(x_BKWTD)
         future, cache = read_others(
-            qkv, config.heads, cache, call.other_mask, call.slot_BKW, call.pairing, call.by
+            qkv, config.heads, cache, call.other_mask, call.slot_BKW, call.pairing
         )
         if call.own_source_mask is not None:
             x_BPWTD, future = own_streams(x_BPWTD), own_streams(future)
@@ -353,8 +359,7 @@ class Decoder(nn.Module):
         def call_of(slots: Slots, pairing: Pairing) -> Call:
             own, other = cached_masks(slots, pairing)
             other_mask = other if interact else None
-            where = pairing, slots.slot_BKW
-            return Call(own, other_mask, source_mask, False, *where, by=attend_step)
+            return Call(own, other_mask, source_mask, False, pairing, slots.slot_BKW)
 
         with jax.named_scope("attention"):
             first, later = call_of(streams, pairing), call_of(pairs, Pairing(None))

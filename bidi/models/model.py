@@ -214,6 +214,8 @@ class Model(nn.Module):
     ) -> tuple[Prices, Cache]:
         """Prices the tokens after `tokens_BPW`, the `step_B`-th of their streams.
 
+        Applied with `decoding_variables`.
+
         Args:
             source: of each row, which holds one example; see `start`.
             cache: what was written at the steps before, see `empty_cache`.
@@ -233,7 +235,7 @@ class Model(nn.Module):
         )
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
-            kernel_DV: Any = self.get_variable(_DECODING, "output_kernel")
+            kernel_DV = self.variables[_DECODING]["output_kernel"]
             output = dataclasses.replace(output, kernel_DV=kernel_DV)
             return Prices.of(project(states_BPWD, output)), cache
 

@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         other_BPWTD = None
         if interact:
             mask, qkv, heads = future_mask(segments_BPWT), self.qkv(x_BPWTD), self.config.heads
-            other_BPWTD, _ = read_others(qkv, heads, None, mask, None, Pairing(None), attend)
+            other_BPWTD, _ = read_others(qkv, heads, None, mask, None, Pairing(None))
             if own_only:
                 x_BPWTD, other_BPWTD, segments_BPWT = (
                     own_streams(x) for x in (x_BPWTD, other_BPWTD, segments_BPWT)
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
                 _, mask_BW1PM = cached_masks(slots, pairing)
                 qkv, heads = self.qkv(x_BKW1D), self.config.heads
                 other_BPW1D, cache["top"] = read_others(
-                    qkv, heads, cache["top"], mask_BW1PM, slots.slot_BKW, pairing, attend_step
+                    qkv, heads, cache["top"], mask_BW1PM, slots.slot_BKW, pairing
                 )
             source_mask = (encoded.segments_BS != 0)[:, None, None, None]
             source_BKW1D = self.source_attention.read(

@@ -118,8 +118,8 @@ def beam_search(
             pairs that run side by side, P being `config.make_coupling(W).pairs`.
             Log-probabilities are finite and at most 0.
         cache: the pytree that goes through `decode_step`, for B rows. The search never looks into
-            it nor reorders it: what a stream reads of it is said by its slots. Nobody reads what a
-            former sentence of a row left in it.
+            it nor reorders it: what a stream reads of what was written is said by its slots, which
+            is never anything of a former sentence of its row.
         markers: the directions.
         max_length_Q: int32, the greatest length of each sentence's outputs, end marker included; 0
             skips it. `joint` rounds an even one down, since its longest output ends at both ends;

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bidi.models.slots import Room, Slots
 from bidi.search.coupling import Coupling
 
-_ALIGNED = 8  # bfloat16 numbers that a GPU reads at once
+_ALIGNED = 8
 
 
 def whole_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
@@ -32,7 +32,7 @@ def likely_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
 
 
 def _room(coupling: Coupling, slots_of: Callable[[int], int], keeps_pairs: bool) -> Room:
-    """Multiples of eight slots, as a GPU's products like the weights of attention to lie."""
+    """Multiples of eight, as a GPU's matrix units ask of bfloat16; a CPU is as fast without."""
     pairs, streams = (
         -(-slots_of(number) // _ALIGNED) * _ALIGNED
         for number in (coupling.pairs, coupling.combined or coupling.pairs)

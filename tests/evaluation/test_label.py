@@ -48,6 +48,7 @@ def folds(load):
     (early,), (late,) = load(checkpoint=str(STEPS // 2)), load()
     generator = copy.copy(late.generator)  # shares what is compiled
     generator.params = early.generator.params
+    vars(generator).pop("_variables", None)  # made of the parameters
     return [(dataclasses.replace(early, generator=generator),), (late,)]
 
 

@@ -59,6 +59,15 @@ def test_a_sentence_behind_a_chunk_of_none_is_read():
         assert not np.any(leaf[:-ROWS])
 
 
+@pytest.mark.parametrize(("platform", "loop"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_rows_copy_one_by_one_on_a_cpu_alone(platform, loop):
+    queue = jax.eval_shape(lambda: Source(jnp.zeros((30, 2)), None))
+    at_work = jax.eval_shape(lambda: AtWork.first(Source(jnp.zeros((30, 2)), None), 3))
+    taken_B = jax.ShapeDtypeStruct((3,), jnp.int32)
+    program = jax.jit(AtWork.follow).trace(at_work, queue, taken_B)
+    assert ("while" in program.lower(lowering_platforms=(platform,)).as_text()) is loop
+
+
 @hypothesis.given(st.data())
 @hypothesis.settings(max_examples=20, deadline=None)
 def test_rows_read_the_sentences_that_they_take(data):

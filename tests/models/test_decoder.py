@@ -16,6 +16,7 @@ import pytest
 
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.models.model import decoding_variables
 from bidi.models.slots import Room
 from bidi.search.slots import first_slots
 from tests.models import tiny
@@ -258,7 +259,7 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
     assert shapes == [shape_BGHSE] * 2 * layers
 
     def step(params, source):
-        apply = functools.partial(model.apply, {"params": params})
+        apply = functools.partial(model.apply, decoding_variables(model, params))
         cache = apply(batch, pairs, Room(slots, slots), method="empty_cache")
         tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
         at = first_slots(batch, pairs, 2, slots)

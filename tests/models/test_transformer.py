@@ -16,6 +16,7 @@ from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.pseudo import BesidePseudo
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
+from bidi.models.model import decoding_variables
 from bidi.models.output import project
 from bidi.models.slots import Room
 from bidi.search.slots import first_slots
@@ -340,7 +341,7 @@ def test_softmax_and_logits_are_float32(tied):
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {np.dtype(jax.numpy.bfloat16)}
 
     def step(params, tokens_BPW):
-        apply = functools.partial(model.apply, {"params": params})
+        apply = functools.partial(model.apply, decoding_variables(model, params))
         slots = first_slots(2, 3, 2, 18)
         where = np.zeros(2, np.int32), slots, slots
         source = apply(SOURCE, method="start")
@@ -357,6 +358,22 @@ def test_softmax_and_logits_are_float32(tied):
         # Not the table turned: it has two axes.
         priced = {dtype for dtype, shape, _ in made if re.search(f",.*,{tiny.TARGETS}$", shape)}
         assert priced - {"bool", "i32"} == {"f32"}
+
+
+def test_a_step_multiplies_with_the_kernel_that_was_made_for_it():
+    model = tiny.make_model()
+    variables = decoding_variables(model, tiny.random_params(model))
+    cache, slots = model.bind({}).empty_cache(2, 1, Room(4, 4)), first_slots(2, 1, 2, 4)
+    source = model.apply(variables, SOURCE, method="start")
+    where = np.ones((2, 1, 2), np.int32), np.zeros(2, np.int32), slots, slots
+
+    def largest_logit(variables):
+        prices, _ = model.apply(variables, source, cache, *where, method="decode_step")
+        return abs(prices.logits_BPWV).max()
+
+    without = jax.tree.map(jax.numpy.zeros_like, variables["decoding"])
+    assert largest_logit(variables) > 0.1
+    assert largest_logit(variables | {"decoding": without}) == 0
 
 
 def test_what_is_computed_anew_has_the_same_gradient():

@@ -181,7 +181,7 @@ def random_pairs(count):
 
 def first_step(model, params, batch: int, k: int, combined: int | None, interact: bool = True):
     """`decode_step` of all k * k pairs of k streams a way, from nothing written."""
-    apply = functools.partial(model.apply, {"params": params})
+    apply = functools.partial(model.apply, decoding_variables(model, params))
     pairs, streams = (first_slots(batch, size, 2, 4 * size) for size in (k * k, k))
     room = Room(4 * k * k, 4 * k)
     if combined is None:
