@@ -94,5 +94,10 @@ def layer_shards() -> int:
     return jax.sharding.get_abstract_mesh().shape["tensor"] if _on_mesh() else 1
 
 
+def steps_as_one_axis(x_TD: jax.Array) -> jax.Array:
+    """[..., D] -> [N, D]; but where a mesh divides layers x as it is, or XLA would gather it."""
+    return x_TD if layer_shards() > 1 else x_TD.reshape(-1, x_TD.shape[-1])
+
+
 def _on_mesh() -> bool:
     return jax.sharding.get_abstract_mesh().axis_names == MESH_AXES

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from bidi.models.axes import RULES, row_shards
+from bidi.models.axes import RULES, row_shards, steps_as_one_axis
 
 _COUNTS = 2**32
 _PARITY = 0x1BD11BDA
@@ -34,7 +34,7 @@ class Dropout(nn.Module):
         if self.rate == 1.0:  # below, the gradient of x / 0 would be no number
             return jnp.zeros_like(x)
         # All steps in one axis, or XLA on a CPU draws the bits anew for each use of the gradient.
-        flat = x.reshape(-1, x.shape[-1])
+        flat = steps_as_one_axis(x)
         kept = _bernoulli(self.make_rng("dropout"), 1.0 - self.rate, flat.shape)
         return jnp.where(kept, flat / (1.0 - self.rate), jnp.zeros_like(flat)).reshape(x.shape)
 

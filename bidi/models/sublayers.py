@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.attention import Fusion
-from bidi.models.axes import constrain
+from bidi.models.axes import constrain, steps_as_one_axis
 from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense
 from bidi.models.dropout import Dropout
@@ -91,8 +91,7 @@ def _sum(x_TD: jax.Array, y_TD: jax.Array) -> jax.Array:
     bits of every dropout. So it still does where norms come after and are of own decoders, which
     read it turned round.
     """
-    size = x_TD.shape[-1]
-    return (x_TD.reshape(-1, size) + y_TD.reshape(-1, size)).reshape(x_TD.shape)
+    return (steps_as_one_axis(x_TD) + steps_as_one_axis(y_TD)).reshape(x_TD.shape)
 
 
 class FeedForward(nn.Module):
