@@ -59,13 +59,13 @@ def test_what_does_not_fit_is_said():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity by 2.75G.\nTotal hbm usage"
     )
-    report = compiled._report(Refused(message), [Device()], {"parameters": 5})
+    report = compiled._report(Refused(message), [Device()], {"parameters": 5}, 5)
     assert not report["fits"]
     assert report["memory"] == {"parameters": 5, "total": 18.5 * 2**30, "chip": 16e9}
     assert report["why"].endswith("Exceeded hbm capacity by 2.75G.")
     assert "work" not in report
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
-        compiled._report(Refused("UNIMPLEMENTED: this"), [Device()], {})
+        compiled._report(Refused("UNIMPLEMENTED: this"), [Device()], {}, 0)
 
 
 class Unreadable:
@@ -88,8 +88,10 @@ class Unreadable:
 
 
 def test_the_memory_of_a_program_that_cannot_be_read_is_known():
-    report = compiled._report(Unreadable(), [Device()], {"parameters": 5})
+    # Of the parameters 4 bytes are no arguments of the program.
+    report = compiled._report(Unreadable(), [Device()], {"parameters": 8, "prepared": 1}, 5)
     assert report["fits"]
-    assert report["memory"]["total"] == 5 + 2 + 1 + 20 + 30
+    assert report["memory"]["batch"] == 7 - 5
+    assert report["memory"]["total"] == 8 + 1 + 2 + 1 + 20 + 30
     assert report["why"].endswith("sees 3")
     assert "work" not in report
