@@ -23,7 +23,7 @@ from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
 from bidi.models.slots import Slots
 from bidi.models.source_attention import SourceAttention, stream_source_mask
-from bidi.models.sublayers import per_way
+from bidi.models.sublayers import of_each_way, per_way
 
 
 @flax.struct.dataclass
@@ -84,14 +84,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         config, size = self.config, self.config.model_size
-        modulation = nn.vmap(
-            Modulation,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=None,
-            out_axes=1,
-            axis_size=self.ways,
-        )
+        modulation = of_each_way(Modulation, self.ways)
         self.modulations = [modulation() for _ in range(config.decoder_layers + 1)]
         self.normalise = nn.LayerNorm(use_scale=False, use_bias=False)
         self.layers = [per_way(LSTM, own=True)(size) for _ in range(config.decoder_layers)]

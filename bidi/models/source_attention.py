@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bidi.models.attention import Attend, merge_heads, source_mask, split_heads
 from bidi.models.cache import KeysValues
 from bidi.models.dense import Dense, Projections
-from bidi.models.sublayers import per_way
+from bidi.models.sublayers import of_each_way, per_way
 
 
 class SourceAttention(nn.Module):
@@ -35,16 +35,7 @@ class SourceAttention(nn.Module):
     def setup(self):
         self.q = per_way(Dense, self.own)(self.size, dtype=self.dtype)
         self.out = per_way(Dense, self.own)(self.size, dtype=self.dtype)
-        projections = Projections
-        if self.own:
-            projections = nn.vmap(
-                Projections,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=None,
-                out_axes=1,
-                axis_size=self.ways,
-            )
+        projections = of_each_way(Projections, self.ways) if self.own else Projections
         self.kv = projections(2, self.size, dtype=self.dtype)
 
     def project(self, encoded_BSD: jax.Array) -> KeysValues:

@@ -30,6 +30,18 @@ def per_way(module: type[nn.Module], own: bool) -> type[nn.Module]:
     )
 
 
+def of_each_way(module: type[nn.Module], ways: int) -> type[nn.Module]:
+    """With parameters for each way, of an input that all share: [B, ...] -> [B, W, ...]."""
+    return nn.vmap(
+        module,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=None,
+        out_axes=1,
+        axis_size=ways,
+    )
+
+
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` of all steps in one axis: [..., D] -> [..., D].
 
