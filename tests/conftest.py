@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices and strict shapes."""
 
+import gc
 import os
 import shutil
 
@@ -20,6 +21,9 @@ from bidi.evaluation import restore
 from tests import stoppable_run, trained_run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Traces are millions of small objects, few of them garbage: Python's own threshold, 700, spends a
+# tenth of the suite on looking through them.
+gc.set_threshold(100_000, 50, 100)
 # A first example compiles, and machines are busy: time is for the benchmark to judge.
 hypothesis.settings.register_profile("bidi", deadline=None)
 hypothesis.settings.load_profile("bidi")
