@@ -24,6 +24,21 @@ ENOUGH = 3
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchShape:
+    """The shape of a search.
+
+    Attributes:
+        length: that sources are padded to.
+        rows: of all devices.
+        sources: that the queue has room for.
+    """
+
+    length: int
+    rows: int
+    sources: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Batching:
     """How many rows a batch has, and which devices they are divided over.
 
@@ -40,20 +55,11 @@ class Batching:
         """Their number."""
         return len(self.used)
 
-    def queues(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int, int]]:
-        """Indices of sources of about one length, that length, rows, and sources of the queue.
+    def groups(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+        """Indices of sources of about one length, and that length; shorter ones come first.
 
-        Longer ones come first: while the last are searched, rows that find the queue empty idle.
+        While there are not `ENOUGH` sources for each row, longer ones join them.
         """
-        for members, length in self._filled(lengths):
-            members = members[::-1]
-            rows = self.rows(len(members), length)
-            queue = rows * min(QUEUE, _power_of_two(len(members) / rows))
-            for start in range(0, len(members), queue):
-                yield members[start : start + queue], length, rows, queue
-
-    def _filled(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
-        """`_buckets`; while there are not `ENOUGH` sources for each row, longer ones join them."""
         waiting = np.zeros(0, np.int64)
         buckets = list(_buckets(lengths))
         for members, length in buckets:
@@ -62,6 +68,17 @@ class Batching:
             if is_last or len(waiting) >= ENOUGH * self.rows(len(waiting), length):
                 yield waiting, length
                 waiting = waiting[:0]
+
+    def queues(self, members: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, SearchShape]]:
+        """The members of a group, the last ones first, as one search or several.
+
+        Longer ones come first: while the last are searched, rows that find the queue empty idle.
+        Queues have about as many, so that none is little more than such an end.
+        """
+        rows = self.rows(len(members), length)
+        sources = rows * min(QUEUE, _power_of_two(len(members) / rows))
+        for indices in np.array_split(members[::-1], math.ceil(len(members) / sources)):
+            yield indices, SearchShape(length, rows, sources)
 
     def batches(
         self, lengths: Sequence[int], streams: int
@@ -75,11 +92,11 @@ class Batching:
             for start in range(0, len(members), rows):
                 yield members[start : start + rows], length, rows
 
-    def full(self, tokens: int) -> tuple[int, int, int]:
-        """The length, rows and sources of the queue, where many sources have so many tokens."""
+    def full(self, tokens: int) -> SearchShape:
+        """The shape where many sources have so many tokens."""
         length = _bucket(tokens)
         rows = round_up(self.batch_tokens // length, self.devices)
-        return length, rows, rows * QUEUE
+        return SearchShape(length, rows, rows * QUEUE)
 
     def rows(self, members: int, tokens: int) -> int:
         """How many rows of so many tokens a batch has, a multiple of the devices."""

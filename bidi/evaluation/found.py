@@ -88,7 +88,8 @@ class Tally:
         batches: that they were laid in, those of the second searches too.
         row_steps_run: steps of the batches' loops times their rows, empty rows included.
         row_steps_needed: the same up to where each sentence was done, by the search that found it.
-        searched_again: sentences that the cache had too little room for at first.
+        searched_again: how often a sentence was given up, since the cache had too little room for
+            it, and searched again.
         truncated: sources that were cut to length.
     """
 

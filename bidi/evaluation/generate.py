@@ -15,7 +15,7 @@ import numpy as np
 from bidi import distributed
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, Vocabulary
-from bidi.evaluation.batching import QUEUE, Batching, source_batch
+from bidi.evaluation.batching import QUEUE, Batching, SearchShape, source_batch
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
@@ -165,7 +165,6 @@ class Generator:
         asked = _Asked(config, winner_only, likely_room)
         found = self._search_encoded(encoded, asked, tally, self._batching)
         lost = [index for index in range(len(encoded)) if index not in found]
-        tally.searched_again += len(lost)
         asked = dataclasses.replace(asked, room_of=whole_room)
         again = self._search_encoded(
             [encoded[i] for i in lost], asked, tally, self._with_room(config)
@@ -192,21 +191,46 @@ class Generator:
         tally: Tally,
         batching: Batching,
     ) -> dict[int, Found]:
-        """What is found by the place of the source, but where there was too little room."""
+        """What is found by the place of the source, but where there was too little room.
+
+        Sources that there is too little room for are searched again with longer ones, if their
+        outputs may be longer: they have more of it.
+        """
+        found: dict[int, Found] = {}
+        lost: list[int] = []
+        steps = 0
+        for members, length in batching.groups([len(ids) for ids in encoded]):
+            steps, former_steps = self._steps(length, asked.config), steps
+            if steps > former_steps:
+                # They go first: their outputs are longer than their own lengths tell.
+                members, lost = np.append(members, np.array(lost, np.int64)), []
+            for indices, shape in batching.queues(members, length):
+                found |= self._search_queue(encoded, indices, shape, asked, tally)
+            lost_here = [index for index in members.tolist() if index not in found]
+            tally.searched_again += len(lost_here)
+            lost += lost_here
+        return found
+
+    def _search_queue(
+        self,
+        encoded: Sequence[np.ndarray],
+        indices: np.ndarray,
+        shape: SearchShape,
+        asked: _Asked,
+        tally: Tally,
+    ) -> dict[int, Found]:
+        """`_search_encoded` of these sources at once."""
+        program, *batch = self._search_of([encoded[i] for i in indices], shape, asked)
+        result = jax.device_get(program(self._variables, *batch))
+        tally.batches += 1
+        tally.row_steps_run += int(result.steps.sum()) * shape.rows // self._batching.devices
+        tally.row_steps_needed += int(result.steps_Q[~result.lost_Q].sum())
+        result = self._batching.joined(result.replace(steps=None))
         found = {}
-        for indices, length, rows, queue in batching.queues([len(ids) for ids in encoded]):
-            program, *batch = self._search_of(
-                [encoded[i] for i in indices], length, rows, queue, asked
-            )
-            result = jax.device_get(program(self._variables, *batch))
-            tally.batches += 1
-            tally.row_steps_run += int(result.steps.sum()) * rows // self._batching.devices
-            tally.row_steps_needed += int(result.steps_Q[~result.lost_Q].sum())
-            result = self._batching.joined(result.replace(steps=None))
-            for row, index in enumerate(indices):
-                if not result.lost_Q[row]:
-                    of_source = self._found(result, row)
-                    found[index] = of_source.winner_alone if asked.winner_only else of_source
+        for row, index in enumerate(indices.tolist()):
+            if not result.lost_Q[row]:
+                of_source = self._found(result, row)
+                found[index] = of_source.winner_alone if asked.winner_only else of_source
         return found
 
     def lower_search(self, source_tokens: int, config: SearchConfig) -> LoweredSearch:
@@ -215,13 +239,13 @@ class Generator:
         Parameters may be shapes, and devices absent.
         """
         encoded = np.full(source_tokens + 1, EOS, np.int32)
-        length, rows, queue = self._batching.full(len(encoded))
+        shape = self._batching.full(len(encoded))
         asked = _Asked(config, winner_only=False, room_of=likely_room)
-        program, *batch = self._search_of([encoded] * queue, length, rows, queue, asked)
-        steps = QUEUE * self._steps(length, config)
+        program, *batch = self._search_of([encoded] * shape.sources, shape, asked)
+        steps = QUEUE * self._steps(shape.length, config)
         make = functools.partial(decoding_variables, self.model)
         variables = jax.eval_shape(make, self.params)
-        return LoweredSearch(program.lower(variables, *batch), variables, queue, steps)
+        return LoweredSearch(program.lower(variables, *batch), variables, shape.sources, steps)
 
     def score(
         self,
@@ -289,23 +313,18 @@ class Generator:
         return [np.append(ids[:limit], np.int32(EOS)) for ids in sources]
 
     def _search_of(
-        self,
-        encoded: Sequence[np.ndarray],
-        length: int,
-        rows: int,
-        queue: int,
-        asked: _Asked,
+        self, encoded: Sequence[np.ndarray], shape: SearchShape, asked: _Asked
     ) -> tuple[Any, Any, Any]:
         """A program, and what it takes beside the variables."""
-        max_length_Q = np.zeros(queue, np.int32)
+        max_length_Q = np.zeros(shape.sources, np.int32)
         # EOS is not counted: an empty source has nothing to say.
         max_length_Q[: len(encoded)] = asked.config.max_length(
             np.array([len(ids) - 1 for ids in encoded])
         )
-        steps = self._steps(length, asked.config)
-        rows_each = rows // self._batching.devices
+        steps = self._steps(shape.length, asked.config)
+        rows_each = shape.rows // self._batching.devices
         program = self._compiled_search(asked, rows_each, steps)
-        batch = source_batch(encoded, length, queue)
+        batch = source_batch(encoded, shape.length, shape.sources)
         return program, self._batching.divided(batch), self._batching.divided(max_length_Q)
 
     def _steps(self, length: int, config: SearchConfig) -> int:

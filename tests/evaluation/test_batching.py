@@ -5,6 +5,13 @@ import pytest
 from bidi.evaluation.batching import ENOUGH, QUEUE, Batching
 
 
+def queues(batching, lengths):
+    for members, length in batching.groups(lengths):
+        for indices, shape in batching.queues(members, length):
+            assert shape.length == length
+            yield indices, shape
+
+
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_rows_are_dealt_out_and_come_back(devices):
     batching = Batching(64, tuple(jax.devices()[:devices]))
@@ -20,15 +27,15 @@ def test_devices_have_sources_of_like_lengths_the_longest_first(devices):
     lengths = np.random.default_rng(0).integers(1, 30, 101)
     batching = Batching(64, tuple(jax.devices()[:devices]))
     seen = []
-    for indices, length, rows, queue in batching.queues(lengths):
+    for indices, shape in queues(batching, lengths):
         of_queue = lengths[indices]
-        assert of_queue.max() <= length
-        assert rows % devices == queue % rows == 0
+        assert of_queue.max() <= shape.length
+        assert shape.rows % devices == shape.sources % shape.rows == 0
         assert (np.diff(of_queue) <= 0).all()
-        filled = np.zeros(queue, int)
+        filled = np.zeros(shape.sources, int)
         filled[: len(indices)] = of_queue
         work = batching.divided(filled).sum(axis=1)
-        assert work.max() - work.min() <= length
+        assert work.max() - work.min() <= shape.length
         seen += indices.tolist()
     assert sorted(seen) == list(range(101))
 
@@ -40,10 +47,10 @@ def test_rows_have_several_sources_each_while_there_are_any(devices, count):
     batching = Batching(256, tuple(jax.devices()[:devices]))
     sources_of: dict[int, int] = {}
     rows_of = {}
-    for indices, length, rows, queue in batching.queues(lengths):
-        assert len(indices) <= queue <= QUEUE * rows
-        sources_of[length] = sources_of.get(length, 0) + len(indices)
-        rows_of[length] = rows
+    for indices, shape in queues(batching, lengths):
+        assert len(indices) <= shape.sources <= QUEUE * shape.rows
+        sources_of[shape.length] = sources_of.get(shape.length, 0) + len(indices)
+        rows_of[shape.length] = shape.rows
     *all_but_longest, _ = sources_of
     assert all(sources_of[length] >= ENOUGH * rows_of[length] for length in all_but_longest)
     # Many are not padded to the greatest length, few are all searched together.
@@ -53,5 +60,12 @@ def test_rows_have_several_sources_each_while_there_are_any(devices, count):
 def test_a_source_joins_longer_ones_only_where_its_like_are_few():
     batching = Batching(64, tuple(jax.devices()[:1]))
     many, few = [8] * ENOUGH * 8, [8] * (ENOUGH * 8 - 1)
-    assert [length for _, length, *_ in batching.queues([*many, 30])] == [8, 32]
-    assert [length for _, length, *_ in batching.queues([*few, 30])] == [32]
+    assert [length for _, length in batching.groups([*many, 30])] == [8, 32]
+    assert [length for _, length in batching.groups([*few, 30])] == [32]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(128, [128]), (129, [65, 64]), (300, [100] * 3)])
+def test_no_queue_is_the_rest_of_others(count, expected):
+    """Eight rows have a queue of 128."""
+    found = [len(indices) for indices, _ in queues(Batching(64, (jax.devices()[0],)), [8] * count)]
+    assert found == expected

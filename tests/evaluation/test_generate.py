@@ -18,6 +18,7 @@ from bidi.evaluation.found import Found, Hypothesis, Tally, together
 from bidi.models.slots import Room
 from bidi.search.beam_search import beam_search
 from bidi.search.config import SearchConfig
+from bidi.search.slots import whole_room
 from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
 from tests.models import tiny
 
@@ -143,6 +144,26 @@ def test_what_the_cache_has_too_little_room_for_is_searched_again(monkeypatch):
     assert 0 == usual.searched_again < tally.searched_again < len(sources)
     assert tally.row_steps_needed == usual.row_steps_needed
     assert tally.row_steps_run > usual.row_steps_run
+
+
+@pytest.mark.parametrize(("cap", "batches"), [(99, 2), (15, 4)])
+def test_it_is_searched_again_with_longer_ones_where_these_have_more(monkeypatch, cap, batches):
+    """Only outputs of over 15 tokens have enough; with the cap, of neither length."""
+    tally, usual = Tally(), Tally()
+    generator = functools.partial(make_generator, **MODELS["tags"], batch_tokens=64, max_source=12)
+    search = dataclasses.replace(SEARCH, max_length_cap=cap)
+    sources = SOURCES * 4 + ["abcdabcdabcd"] * 3
+    monkeypatch.setattr(generate, "likely_room", whole_room)
+    expected = generator().search(sources, search, usual)
+
+    def room_of(coupling, steps, keeps_pairs):
+        return Room(6, 6) if steps <= 15 else whole_room(coupling, steps, keeps_pairs)
+
+    monkeypatch.setattr(generate, "likely_room", room_of)
+    assert_same(generator().search(sources, search, tally), expected)
+    assert (usual.batches, tally.batches) == (2, batches)
+    assert 0 == usual.searched_again < tally.searched_again < len(sources)
+    assert tally.row_steps_needed == usual.row_steps_needed
 
 
 @pytest.mark.parametrize("name", MODELS)
