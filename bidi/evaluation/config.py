@@ -18,13 +18,14 @@ class EvaluationConfig:
             right or wrong, as for pronunciations), BLEU or, for titles and summaries, ROUGE-L;
             measures of titles are reported only with the last.
         tokens: what is counted: words, or characters (Chinese, whose BLEU is sacrebleu's `zh`).
-        batch_tokens: source tokens, padding included, that are searched at once.
+        batch_tokens: source tokens, padding included, that are searched at once by all devices.
+            None: 1,024 a device on a CPU, whose caches do not hold many, 4,096 elsewhere.
         samples: outputs of the split, from its first, that are shown in full.
     """
 
     metric: Literal["wer", "bleu", "rouge"] = "bleu"
     tokens: TokenKind = "words"
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     samples: int = 5
 
 

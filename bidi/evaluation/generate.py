@@ -15,7 +15,7 @@ import numpy as np
 from bidi import distributed
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, Vocabulary
-from bidi.evaluation.batching import QUEUE, Batching, SearchShape, source_batch
+from bidi.evaluation.batching import QUEUE, Batching, SearchShape, source_batch, usual_tokens
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
@@ -92,7 +92,10 @@ class Generator:
         self.model, self._source_vocabulary = model, source_vocabulary
         self._max_source_length, self._evaluation = max_source_length, evaluation
         used = jax.local_devices() if devices is None else devices
-        self._batching = Batching(evaluation.batch_tokens, tuple(used))
+        tokens = evaluation.batch_tokens
+        if tokens is None:
+            tokens = usual_tokens(used)
+        self._batching = Batching(tokens, tuple(used))
         self._pricing = Pricing(model, params, streams, self._batching)
         self._compiled_search = functools.cache(self._compile_search)
 

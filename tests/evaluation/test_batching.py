@@ -1,8 +1,10 @@
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 
-from bidi.evaluation.batching import ENOUGH, QUEUE, Batching
+from bidi.evaluation.batching import ENOUGH, QUEUE, Batching, usual_tokens
 
 
 def queues(batching, lengths):
@@ -69,3 +71,9 @@ def test_no_queue_is_the_rest_of_others(count, expected):
     """Eight rows have a queue of 128."""
     found = [len(indices) for indices, _ in queues(Batching(64, (jax.devices()[0],)), [8] * count)]
     assert found == expected
+
+
+@pytest.mark.parametrize(("platform", "each"), [("cpu", 1024), ("gpu", 4096), ("tpu", 4096)])
+def test_a_cpu_searches_fewer_at_once(platform, each):
+    devices = [mock.Mock(platform=platform)] * 3
+    assert usual_tokens(devices) == 3 * each
