@@ -159,7 +159,8 @@ def _load_labeller(recipe: PseudoRecipe, file: str, data: str, fold: int) -> Exp
 
 def _label(directory: epath.Path, prepared: Prepared, labellers: list[Labellers]) -> bool:
     with loop.StopOnSignal() as stop:
-        return label(directory, prepared, labellers, stop, jax.process_index(), jax.process_count())
+        processes = jax.process_index(), jax.process_count()
+        return label(directory, prepared, labellers, stop.is_set, *processes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
@@ -293,6 +294,31 @@ def test_signals_are_handled_while_training_only():
             os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("not interrupted")
     assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_a_signal_in_the_middle_of_a_line_of_the_log_is_heeded():
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+            assert len(lines) != 2, "a line in the middle of another"
+            if len(lines) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                lines.append("written")
+
+    handler = Handler()
+    loop.log.addHandler(handler)
+    loop.log.setLevel(logging.INFO)
+    try:
+        with loop.StopOnSignal() as stop:
+            loop.log.info("a line")
+            assert stop.is_set()
+            assert stop.is_set()
+    finally:
+        loop.log.removeHandler(handler)
+        loop.log.setLevel(logging.NOTSET)
+    assert lines == ["a line", "written", "SIGTERM: saving, then stopping"]
 
 
 def test_a_run_lets_go_of_its_threads_and_its_resume_compiles_once(tiny, tmp_path):

@@ -7,9 +7,8 @@ all: what a stopped run leaves is complete shards, and the next run writes the o
 import dataclasses
 import json
 import logging
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -119,7 +118,7 @@ def label(
     directory: epath.Path,
     prepared: Prepared,
     labellers: Sequence[Labellers],
-    stop: threading.Event,
+    stop: Callable[[], bool],
     process_index: int = 0,
     process_count: int = 1,
 ) -> bool:
@@ -129,7 +128,7 @@ def label(
         directory: of the outputs.
         prepared: the data.
         labellers: of each fold, those that write its outputs; without folds those that write all.
-        stop: asked before every shard.
+        stop: asked before every shard, whether to stop there.
         process_index: of the processes that divide the shards, on one file system.
         process_count: all of them; the first waits for the others and completes the manifest.
 
@@ -152,7 +151,7 @@ def label(
     turns = max(distributed.allgather(len(missing)))
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):
-            if any(distributed.allgather(stop.is_set())):
+            if any(distributed.allgather(stop())):
                 return False
             if turn >= len(missing):
                 continue

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -155,7 +154,7 @@ class _Run:
         )
         self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
-    def train(self, stop: threading.Event, compiled: CompileMeter) -> Outcome:
+    def train(self, stop: "StopOnSignal", compiled: CompileMeter) -> Outcome:
         config = self.config
         state, skipped_in_a_row = self._start()
         first = step = int(state.step)
@@ -347,20 +346,36 @@ def _is_free(name: str) -> bool:
 
 
 class StopOnSignal:
-    """While entered, SIGTERM and the first Ctrl-C ask the run to save and stop."""
+    """While entered, SIGTERM and the first Ctrl-C ask the run to save and stop.
 
-    def __enter__(self) -> threading.Event:
-        self._stop = threading.Event()
+    What handles a signal does no more than note it: it may come in the middle of anything, and a
+    line that is logged while another is being written is an error.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is asked yet."""
+        self._number: int | None = None
+        self._said = False
+
+    def __enter__(self) -> "StopOnSignal":
         self._former = {
             number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
         }
-        return self._stop
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    def is_set(self) -> bool:
+        """Whether it was asked to stop, and says so once."""
+        if self._number is None:
+            return False
+        if not self._said:
+            log.info("%s: saving, then stopping", signal.Signals(self._number).name)
+            self._said = True
+        return True
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        log.info("%s: saving, then stopping", signal.Signals(number).name)
-        self._stop.set()
+        self._number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -53,7 +53,8 @@ def folds(load):
 
 
 def run(directory, prepared, labellers, stop=None, **processes):
-    return label(directory, prepared, labellers, stop or threading.Event(), **processes)
+    stop = stop or threading.Event()
+    return label(directory, prepared, labellers, stop.is_set, **processes)
 
 
 def files(directory):
