@@ -3,7 +3,6 @@
 P candidates, W ways, T target steps.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
-from bidi.evaluation import generate
-from bidi.evaluation.found import Found, Hypothesis, Tally, together
-from bidi.models.slots import Room
-from bidi.search.beam_search import beam_search
+from bidi.evaluation.found import Found, Tally
 from bidi.search.config import SearchConfig
-from bidi.search.slots import whole_room
-from tests.evaluation.tiny_generators import SOURCE_LETTERS, make_generator, vocabulary_of
+from tests.evaluation.tiny_generators import (
+    SOURCE_LETTERS,
+    assert_same,
+    hypotheses,
+    make_generator,
+    vocabulary_of,
+)
 from tests.models import tiny
 
 SEARCH = SearchConfig(
@@ -44,27 +45,6 @@ def generator_of(name):
 @functools.cache
 def found_by(name):
     return generator_of(name).search(SOURCES, SEARCH)
-
-
-def hypotheses(found):
-    return [h for one in found for listed in one.n_best.values() for h in listed]
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.n_best.keys() == other.n_best.keys()
-        pairs = list(zip(hypotheses([one]), hypotheses([other]), strict=True))
-        if one.winner or other.winner:
-            pairs.append((one.winner, other.winner))
-        for mine, theirs in pairs:
-            assert (mine.tokens, mine.direction, mine.finished) == (
-                theirs.tokens,
-                theirs.direction,
-                theirs.finished,
-            )
-            np.testing.assert_allclose(mine.log_prob, theirs.log_prob, rtol=1e-4)
-            np.testing.assert_allclose(mine.score, theirs.score, rtol=1e-4)
 
 
 @functools.cache
@@ -121,49 +101,6 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
         generator.score(SOURCES, outputs),
         generator_of("swap").score(SOURCES, outputs),
     )
-
-
-def test_what_the_cache_has_too_little_room_for_is_searched_again(monkeypatch):
-    """Here it has hardly any: only short outputs are found at first."""
-    tally, usual = Tally(), Tally()
-    generator, sources = make_generator(**MODELS["tags"], batch_tokens=256), SOURCES * 4
-    expected = generator.search(sources, SEARCH, usual)
-    rows = []
-
-    def watched(*args, **named):
-        rows.append(named["rows"])
-        return beam_search(*args, **named)
-
-    monkeypatch.setattr(generate, "beam_search", watched)
-    monkeypatch.setattr(generate, "likely_room", lambda *_: Room(6, 6))
-    generator = make_generator(**MODELS["tags"], batch_tokens=256)
-    assert_same(generator.search(sources, SEARCH, tally), expected)
-    # Each of four hypotheses has room for itself, so there are a quarter of the rows.
-    assert rows == [4, 1]
-    assert (tally.sentences, usual.batches, tally.batches) == (len(sources), 1, 2)
-    assert 0 == usual.searched_again < tally.searched_again < len(sources)
-    assert tally.row_steps_needed == usual.row_steps_needed
-    assert tally.row_steps_run > usual.row_steps_run
-
-
-@pytest.mark.parametrize(("cap", "batches"), [(99, 2), (15, 4)])
-def test_it_is_searched_again_with_longer_ones_where_these_have_more(monkeypatch, cap, batches):
-    """Only outputs of over 15 tokens have enough; with the cap, of neither length."""
-    tally, usual = Tally(), Tally()
-    generator = functools.partial(make_generator, **MODELS["tags"], batch_tokens=64, max_source=12)
-    search = dataclasses.replace(SEARCH, max_length_cap=cap)
-    sources = SOURCES * 4 + ["abcdabcdabcd"] * 3
-    monkeypatch.setattr(generate, "likely_room", whole_room)
-    expected = generator().search(sources, search, usual)
-
-    def room_of(coupling, steps, keeps_pairs):
-        return Room(6, 6) if steps <= 15 else whole_room(coupling, steps, keeps_pairs)
-
-    monkeypatch.setattr(generate, "likely_room", room_of)
-    assert_same(generator().search(sources, search, tally), expected)
-    assert (usual.batches, tally.batches) == (2, batches)
-    assert 0 == usual.searched_again < tally.searched_again < len(sources)
-    assert tally.row_steps_needed == usual.row_steps_needed
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -334,44 +271,3 @@ def test_one_hypothesis_a_direction_is_a_pair_or_a_product():
         for coupling, beam in (("paired", 2), ("product", 1))
     )
     assert_same(product, pair)
-
-
-def hypothesis(tokens, direction, score, finished=True):
-    return Hypothesis(tuple(tokens), direction, 2 * score, score, finished)
-
-
-A = hypothesis([6], "l2r", -2.0)
-B = hypothesis([7, 8], "l2r", -0.5, finished=False)
-C = hypothesis([6], "r2l", -1.0)
-D = hypothesis([9], "r2l", -3.0)
-E = hypothesis([8, 7], "r2l", -0.1, finished=False)
-
-
-def test_all_is_both_lists_without_repeats_finished_first():
-    found = Found({"l2r": (A, B), "r2l": (C, D, E)}, C)
-    assert found.all == (C, D, E, B)
-    assert Found({"l2r": (A, B)}, A).all == (A, B)
-
-
-def test_models_of_one_direction_each_are_like_one_of_both():
-    left, right = Found({"l2r": (A, B)}, A), Found({"r2l": (C, D, E)}, C)
-    assert together([left, right]) == Found({"l2r": (A, B), "r2l": (C, D, E)}, C)
-    assert together([left]) == left
-    nothing = [Found({"l2r": ()}, None), Found({"r2l": ()}, None)]
-    assert together(nothing) == Found({"l2r": (), "r2l": ()}, None)
-    assert together([Found({"l2r": (B,)}, B), Found({"r2l": (D,)}, D)]).winner == D
-
-
-def test_models_of_one_direction_are_numbered():
-    left, other = Found({"l2r": (A, B)}, A), Found({"l2r": (B,)}, B)
-    A1, B1, B2 = (
-        dataclasses.replace(h, direction=name)
-        for h, name in ((A, "l2r (1)"), (B, "l2r (1)"), (B, "l2r (2)"))
-    )
-    assert together([left, other]) == Found({"l2r (1)": (A1, B1), "l2r (2)": (B2,)}, A1)
-    both = together([left, Found({"l2r": (B,), "r2l": (C, D)}, C)])
-    assert list(both.n_best) == ["l2r (1)", "l2r (2)", "r2l (2)"]
-    assert both.winner == dataclasses.replace(C, direction="r2l (2)")
-    assert {h.direction for h in both.all} == {"l2r (1)", "r2l (2)"}
-    nothing = Found({"l2r": ()}, None)
-    assert together([nothing, nothing]) == Found({"l2r (1)": (), "l2r (2)": ()}, None)

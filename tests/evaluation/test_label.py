@@ -47,8 +47,9 @@ def folds(load):
     """Of the first fold an early checkpoint, of the second a late one."""
     (early,), (late,) = load(checkpoint=str(STEPS // 2)), load()
     generator = copy.copy(late.generator)  # shares what is compiled
-    generator.params = early.generator.params
-    vars(generator).pop("_variables", None)  # made of the parameters
+    generator._searching = copy.copy(generator._searching)
+    generator._searching._params = early.generator.params
+    vars(generator._searching).pop("_variables", None)  # made of the parameters
     return [(dataclasses.replace(early, generator=generator),), (late,)]
 
 

@@ -3,11 +3,15 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
+
+import numpy as np
 
 from bidi.data import vocabulary
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
 from bidi.evaluation.config import EvaluationConfig
+from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
 from tests.models import tiny
 
@@ -55,3 +59,26 @@ def make_generator(
         max_source,
         EvaluationConfig(batch_tokens=batch_tokens),
     )
+
+
+def hypotheses(found: Sequence[Found]) -> list[Hypothesis]:
+    """Those of all lists of all sources."""
+    return [h for one in found for listed in one.n_best.values() for h in listed]
+
+
+def assert_same(found: Sequence[Found], expected: Sequence[Found]) -> None:
+    """The same hypotheses, but for rounding of their prices."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.n_best.keys() == other.n_best.keys()
+        pairs = list(zip(hypotheses([one]), hypotheses([other]), strict=True))
+        if one.winner or other.winner:
+            pairs.append((one.winner, other.winner))
+        for mine, theirs in pairs:
+            assert (mine.tokens, mine.direction, mine.finished) == (
+                theirs.tokens,
+                theirs.direction,
+                theirs.finished,
+            )
+            np.testing.assert_allclose(mine.log_prob, theirs.log_prob, rtol=1e-4)
+            np.testing.assert_allclose(mine.score, theirs.score, rtol=1e-4)
