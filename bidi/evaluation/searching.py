@@ -104,8 +104,7 @@ class Searching:
         asked = _Asked(config, winner_only=False, room_of=likely_room)
         program, *batch = self._search_of([source] * shape.sources, shape, asked)
         steps = QUEUE * self._steps(shape.length, config)
-        make = functools.partial(decoding_variables, self._model)
-        variables = jax.eval_shape(make, self._params)
+        variables = jax.eval_shape(self._prepared, self._params)
         return LoweredSearch(program.lower(variables, *batch), variables, shape.sources, steps)
 
     def _with_room(self, config: SearchConfig) -> Batching:
@@ -198,7 +197,10 @@ class Searching:
 
         Not made by a program, which would copy parameters that stay as they are.
         """
-        return decoding_variables(self._model, self._params)
+        return self._prepared(self._params)
+
+    def _prepared(self, params: Any) -> Any:
+        return decoding_variables(self._model, params, self._batching.used[0].platform)
 
     @functools.cached_property
     def _markers(self) -> Markers:

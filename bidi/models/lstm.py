@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.axes import constrain
-from bidi.models.dense import Dense
+from bidi.models.dense import DECODING, TURNED, Dense, product
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -41,10 +41,12 @@ class LSTM(nn.Module):
         kernel_HF = self.param("kernel", nn.initializers.orthogonal(), (self.size, 4 * self.size))
         kernel_HF = constrain(kernel_HF)  # whole before the loop, not in each of its steps
 
+        turned_FH: jax.Array | None = self.get_variable(DECODING, TURNED)
+
         def step(carry: Carry, at_step: tuple[jax.Array, jax.Array]) -> tuple[Carry, jax.Array]:
             gates_BPF, begins_BP = at_step
             state_BPH, cell_BPH = (jnp.where(begins_BP[..., None], 0.0, x) for x in carry)
-            gates_BPF += state_BPH @ kernel_HF
+            gates_BPF += product(state_BPH, kernel_HF, turned_FH)
             write_BPH, forget_BPH, show_BPH = jnp.split(
                 nn.sigmoid(gates_BPF[..., : 3 * self.size]), 3, axis=-1
             )

@@ -5,6 +5,7 @@ V vocabulary.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.data.vocabulary import FIRST_TEXT_ID
+from bidi.models.dense import is_faster_turned, turned_product
 
 # In place of what has no gradient, as JAX wants it.
 _NONE: Any = None
@@ -61,11 +63,15 @@ class Output:
         prior: None for a model without.
         kernel_DV: the table turned and cast, where that is done already: XLA on a CPU multiplies
             few states with it twice as fast.
+        turned_VD: the table in the dtype of activations, where a product with it may be faster yet,
+            see `dense.is_faster_turned`. Of more than 32 states it is not: XLA turns the logits
+            back several times.
     """
 
     table_VD: jax.Array
     prior: Prior | None = None
     kernel_DV: jax.Array | None = None
+    turned_VD: jax.Array | None = None
 
     def example(self) -> jax.Array | None:
         """The example of each state, int32 [N] for N of them; None where it is of no matter."""
@@ -98,16 +104,24 @@ class Output:
 
 def project(states_D: jax.Array, output: Output) -> jax.Array:
     """States [..., D] to float32 logits [..., V]: their product with the table, and the prior."""
+    logits_V = _product(states_D, output)
+    return logits_V if output.prior is None else logits_V + output.prior.logits()
+
+
+def _product(states_D: jax.Array, output: Output) -> jax.Array:
+    rows, turned_VD = math.prod(states_D.shape[:-1]), output.turned_VD
+    if turned_VD is not None and is_faster_turned(rows, turned_VD, most_rows=32):
+        logits_NV = turned_product(states_D.reshape(rows, -1), turned_VD)
+        return logits_NV.reshape(*states_D.shape[:-1], -1)
     names, table = "vd", output.table_VD
     if output.kernel_DV is not None:
         names, table = "dv", output.kernel_DV
-    logits_V = jnp.einsum(
+    return jnp.einsum(
         f"...d,{names}->...v",
         states_D,
         table.astype(states_D.dtype),
         preferred_element_type=jnp.float32,
     )
-    return logits_V if output.prior is None else logits_V + output.prior.logits()
 
 
 class CopyPrior(nn.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bidi.models.attention import Fusion
 from bidi.models.axes import constrain, steps_as_one_axis
 from bidi.models.config import TransformerConfig
-from bidi.models.dense import Dense
+from bidi.models.dense import DECODING, Dense
 from bidi.models.dropout import Dropout
 
 
@@ -23,7 +23,7 @@ def per_way(module: type[nn.Module], own: bool) -> type[nn.Module]:
         return module
     return nn.vmap(
         module,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, DECODING: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=2,
         out_axes=2,
@@ -34,7 +34,7 @@ def of_each_way(module: type[nn.Module], ways: int) -> type[nn.Module]:
     """With parameters for each way, of an input that all share: [B, ...] -> [B, W, ...]."""
     return nn.vmap(
         module,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, DECODING: 0},
         split_rngs={"params": True},
         in_axes=None,
         out_axes=1,

@@ -259,7 +259,7 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
     assert shapes == [shape_BGHSE] * 2 * layers
 
     def step(params, source):
-        apply = functools.partial(model.apply, decoding_variables(model, params))
+        apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
         cache = apply(batch, pairs, Room(slots, slots), method="empty_cache")
         tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
         at = first_slots(batch, pairs, 2, slots)

@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidi.models.dense import Dense, Projections, typed_kernels
+from bidi.models import dense
+from bidi.models.dense import (
+    LARGE,
+    Dense,
+    Projections,
+    is_faster_turned,
+    product,
+    turned_kernels,
+    typed_kernels,
+)
+from bidi.models.model import decoding_variables
+from bidi.models.slots import Room
+from bidi.search.slots import first_slots
 from tests.models import tiny
 
 
@@ -84,3 +96,70 @@ def test_the_gradient_of_a_kernel_that_narrows_is_turned_on_a_cpu_alone(platform
     params = jax.eval_shape(Dense(3).init, jax.random.key(0), x)
     program = jax.jit(jax.grad(loss)).trace(params, x).lower(lowering_platforms=(platform,))
     assert ("tensor<3x5xf32>" in program.as_text()) is turned
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 6, 8, 12, 16, 17, 20, 24, 33, 64, 65])
+def test_products_with_turned_kernels_are_those_with_kernels(monkeypatch, rows):
+    """So many rows in two axes, whether they fill registers or not."""
+    monkeypatch.setattr(dense, "LARGE", 1)
+    rng = np.random.default_rng(rows)
+    x, kernel_DF = rng.normal(size=(1, rows, 5)), rng.normal(size=(5, 7))
+    x, kernel_DF = x.astype("f4"), kernel_DF.astype("f4")
+    found = product(x, jnp.full_like(kernel_DF, jnp.nan), kernel_DF.T)
+    if 4 <= rows <= 64:
+        np.testing.assert_allclose(found, x @ kernel_DF, rtol=1e-5, atol=1e-5)
+    else:
+        assert np.isnan(found).all()
+        np.testing.assert_allclose(product(x, kernel_DF), x @ kernel_DF, rtol=1e-5, atol=1e-5)
+
+
+def test_turned_kernels_are_for_some_rows_and_large_kernels():
+    def rows_of(features, inputs, **bound):
+        kernel_FD = jax.ShapeDtypeStruct((features, inputs), jnp.float32)
+        return {rows for rows in range(200) if is_faster_turned(rows, kernel_FD, **bound)}
+
+    filled = {*range(6, 9), *range(12, 17), *range(24, 33), *range(36, 65)}
+    assert rows_of(512, LARGE // 512) == filled
+    assert rows_of(512, LARGE // 512 - 1) == set()
+    assert rows_of(32 * 512, LARGE // 512) == set(range(4, 65))
+    assert rows_of(32 * 512, LARGE // 512, most_rows=32) == set(range(4, 33))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"interaction": "layers", "fusion": "gate", "own_decoders": True, "encoder_layers": 1},
+        {"interaction": "top", "fusion": "concat", "joint": True, "copy_prior": True},
+        {"interaction": "top", "recurrent": True},
+    ],
+)
+def test_a_step_by_turned_kernels_is_one_by_kernels(monkeypatch, config):
+    """And each of them is read. The cache holds something, which recurrent kernels multiply."""
+    monkeypatch.setattr(dense, "LARGE", 1)
+    model = tiny.make_model(**config)
+    params = tiny.random_params(model)
+    cache, slots = model.bind({}).empty_cache(4, 4, Room(8, 8)), first_slots(4, 4, 2, 8)
+    cache = jax.tree.map(lambda room: room + 3, cache)
+    where = np.ones((4, 4, 2), np.int32), np.ones(4, np.int32), slots, slots
+
+    def logits(variables):
+        source = model.apply(variables, tiny.source_batch(np.ones((4, 3))), method="start")
+        return model.apply(variables, source, cache, *where, method="decode_step")[0].logits_BPWV
+
+    by_kernels, by_turned = (decoding_variables(model, params, p) for p in ("tpu", "cpu"))
+    assert set(by_kernels["decoding"]) == {"output_kernel"}
+    assert set(by_turned["decoding"]) > {"output_kernel", "output_table"}
+    expected = logits(by_kernels)
+    np.testing.assert_allclose(logits(by_turned), expected, rtol=1e-4, atol=1e-4)
+
+    def squares(decoding):
+        return (logits(by_turned | {"decoding": decoding}) ** 2).sum()
+
+    gradients = jax.grad(squares)(by_turned["decoding"])
+    assert not gradients.pop("output_kernel").any()
+    kernels = {path[:-1] for path, _ in jax.tree.leaves_with_path(turned_kernels(params))}
+    assert kernels == {
+        path[:-1] for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"
+    }
+    for path, gradient in jax.tree.leaves_with_path(gradients):
+        assert abs(gradient).max() > 0, path

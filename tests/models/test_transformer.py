@@ -341,7 +341,7 @@ def test_softmax_and_logits_are_float32(tied):
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {np.dtype(jax.numpy.bfloat16)}
 
     def step(params, tokens_BPW):
-        apply = functools.partial(model.apply, decoding_variables(model, params))
+        apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
         slots = first_slots(2, 3, 2, 18)
         where = np.zeros(2, np.int32), slots, slots
         source = apply(SOURCE, method="start")
@@ -362,7 +362,7 @@ def test_softmax_and_logits_are_float32(tied):
 
 def test_a_step_multiplies_with_the_kernel_that_was_made_for_it():
     model = tiny.make_model()
-    variables = decoding_variables(model, tiny.random_params(model))
+    variables = decoding_variables(model, tiny.random_params(model), "cpu")
     cache, slots = model.bind({}).empty_cache(2, 1, Room(4, 4)), first_slots(2, 1, 2, 4)
     source = model.apply(variables, SOURCE, method="start")
     where = np.ones((2, 1, 2), np.int32), np.zeros(2, np.int32), slots, slots

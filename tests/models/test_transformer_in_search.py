@@ -29,7 +29,7 @@ HALVES = Streams("both", "swap", "halves")
 
 @functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config", "rows"))
 def run_search(model, params, streams, config, rows) -> BeamSearchResult:
-    apply = functools.partial(model.apply, decoding_variables(model, params))
+    apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
     source = apply(SOURCE, method="start")
     interact = config.coupling != "none"
     coupling = config.make_coupling(model.ways)

@@ -136,7 +136,7 @@ def decode_steps(model, params, batch, steps, interact) -> jax.Array:
 
     `steps`: tokens [I, B, P, W], steps [I, B] and slots [I, B, P, W, ...].
     """
-    apply = functools.partial(model.apply, decoding_variables(model, params))
+    apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
     source = apply(batch, method="start")
     _, rows, pairs, _, slots = steps[2].seen_BKWM.shape
     cache = apply(rows, pairs, Room(slots, slots), method="empty_cache")
@@ -181,7 +181,7 @@ def random_pairs(count):
 
 def first_step(model, params, batch: int, k: int, combined: int | None, interact: bool = True):
     """`decode_step` of all k * k pairs of k streams a way, from nothing written."""
-    apply = functools.partial(model.apply, decoding_variables(model, params))
+    apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
     pairs, streams = (first_slots(batch, size, 2, 4 * size) for size in (k * k, k))
     room = Room(4 * k * k, 4 * k)
     if combined is None:
