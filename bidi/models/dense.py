@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from bidi.models.axes import constrain, layer_shards
 
 DECODING = "decoding"  # the collection of what a search makes of parameters, once
-TURNED = "turned_kernel"  # in it, of a dense layer
-LARGE = 2**18  # entries of a kernel that it pays to turn
+TRANSPOSED = "transposed_kernel"  # in it, of a dense layer
+LARGE = 2**18  # the fewest entries of a kernel that is worth transposing
 
 
 def typed_kernels(params: Any, dtype: jnp.dtype) -> Any:
@@ -29,16 +29,16 @@ def typed_kernels(params: Any, dtype: jnp.dtype) -> Any:
     return {name: typed_kernels(inner, dtype) for name, inner in params.items()}
 
 
-def turned_kernels(params: dict[str, Any]) -> dict[str, Any]:
-    """Of dense layers' large float32 kernels the turned ones, where `product` looks for them."""
-    turned = {}
+def transposed_kernels(params: dict[str, Any]) -> dict[str, Any]:
+    """Of dense layers' large float32 kernels the transposed ones, where layers look for them."""
+    transposed = {}
     for name, inner in params.items():
         if isinstance(inner, dict):
-            if in_module := turned_kernels(inner):
-                turned[name] = in_module
+            if in_module := transposed_kernels(inner):
+                transposed[name] = in_module
         elif name == "kernel" and inner.dtype == jnp.float32 and _size(inner) >= LARGE:
-            turned[TURNED] = inner.swapaxes(-1, -2)
-    return turned
+            transposed[TRANSPOSED] = inner.swapaxes(-1, -2)
+    return transposed
 
 
 def _size(kernel_DF: jax.Array) -> int:
@@ -46,39 +46,43 @@ def _size(kernel_DF: jax.Array) -> int:
     return kernel_DF.shape[-2] * kernel_DF.shape[-1]
 
 
-def product(x: jax.Array, kernel_DF: jax.Array, turned_FD: jax.Array | None = None) -> jax.Array:
-    """[..., D] x [D, F] -> [..., F], by the turned kernel, if given, where that is faster."""
+def product(
+    x: jax.Array, kernel_DF: jax.Array, transposed_FD: jax.Array | None = None
+) -> jax.Array:
+    """[..., D] x [D, F] -> [..., F], by the transposed kernel, if given, where that is faster."""
     x_ND = x.reshape(-1, x.shape[-1])
-    if turned_FD is not None and is_faster_turned(len(x_ND), turned_FD):
-        y_NF = turned_product(x_ND, turned_FD)
+    if transposed_FD is not None and is_faster_transposed(len(x_ND), transposed_FD):
+        y_NF = product_by_transposed(x_ND, transposed_FD)
     else:
         y_NF = matrix_product(x_ND, kernel_DF)
     return y_NF.reshape(*x.shape[:-1], -1)
 
 
-def is_faster_turned(rows: int, turned_FD: jax.Array, most_rows: int = 64) -> bool:
-    """Whether a CPU multiplies so many rows with the turned kernel faster: a few, but not too few.
+def is_faster_transposed(rows: int, transposed_FD: jax.Array, most_rows: int = 64) -> bool:
+    """Whether a CPU multiplies so many rows with the transposed kernel faster: a few.
 
-    XLA lays out the second operand anew in every product. Of few rows that is most of the time, if
-    it is a large kernel: turned, this is the first operand and read as it lies. With 8 to 64 rows
-    and the kernels of Transformer base it takes 0.45 to 0.9 of the time.
+    XLA packs the second operand in every product. Of few rows that is most of the time, if it is a
+    large kernel: transposed, it is the first operand and read as it lies. With 8 to 64 rows and the
+    kernels of Transformer base it takes 0.45 to 0.9 of the time. Measured on a Xeon with AVX-512,
+    one core.
     """
-    size = _size(turned_FD)
-    # Registers that rows do not fill are multiplied in vain: a third more is what may be lost.
+    size = _size(transposed_FD)
+    # Lanes that rows do not fill are multiplied in vain, which may be a third more. Of the largest,
+    # as of an output of 32,000 tokens, it may be more yet: reading it takes longer.
     fill = 3 * _filled(rows) <= 4 * rows or size >= 32 * LARGE
     return size >= LARGE and fill and 4 <= rows <= most_rows
 
 
-def turned_product(x_ND: jax.Array, turned_FD: jax.Array) -> jax.Array:
+def product_by_transposed(x_ND: jax.Array, transposed_FD: jax.Array) -> jax.Array:
     """[N, D] x [F, D] -> [N, F]. Behind barriers, or XLA would swap the operands back."""
     rows = len(x_ND)
     x_DN = jnp.pad(x_ND, ((0, _filled(rows) - rows), (0, 0))).T
-    y_FN = turned_FD @ jax.lax.optimization_barrier(x_DN)
+    y_FN = transposed_FD @ jax.lax.optimization_barrier(x_DN)
     return jax.lax.optimization_barrier(y_FN)[:, :rows].T
 
 
 def _filled(rows: int) -> int:
-    """As many as fill a CPU's registers, at least half of one."""
+    """As many as fill whole vector registers of 16 lanes, or half of one."""
     multiple = 8 if rows <= 8 else 16
     return -(-rows // multiple) * multiple
 
@@ -127,19 +131,31 @@ def _contract(x_ND: jax.Array, y_NF: jax.Array) -> jax.Array:
 matrix_product.defvjp(_forward, _backward)
 
 
-class Dense(nn.Dense):
-    """`nn.Dense` by `product`."""
+class Dense(nn.Module):
+    """`nn.Dense` by `product`.
+
+    Attributes:
+        features: F.
+        use_bias: whether a bias is added.
+        dtype: of the product; None: as inputs and parameters have it.
+        bias_init: of the bias.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype | None = None
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., F]."""
-        shape = x.shape[-1], self.features
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = product(x, kernel, self.get_variable(DECODING, TURNED))
+        y = product(x, kernel, self.get_variable(DECODING, TRANSPOSED))
         return y if bias is None else y + bias.reshape(*(1,) * (x.ndim - 1), -1)
 
 
@@ -168,7 +184,9 @@ class Projections(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if layer_shards() == 1:
-            y = product(x, kernel, self.get_variable(DECODING, TURNED)) + bias.reshape(*leading, -1)
+            y = product(x, kernel, self.get_variable(DECODING, TRANSPOSED)) + bias.reshape(
+                *leading, -1
+            )
             return jnp.split(y, self.layers, axis=-1)
         kernel_DQF = constrain(kernel.reshape(-1, self.layers, self.size), None, None, "heads")
         bias_QF = constrain(bias.reshape(self.layers, self.size), None, "heads")

@@ -1,6 +1,6 @@
 """A recurrent layer that begins anew with every example of a packed row.
 
-Letters: B batch, P pairs, T steps, D input features, H state features.
+Letters: B batch, P pairs, T steps, D input features, H state features, F of the four gates.
 """
 
 import flax.linen as nn
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.axes import constrain
-from bidi.models.dense import DECODING, TURNED, Dense, product
+from bidi.models.dense import DECODING, TRANSPOSED, Dense, product
 
 Carry = tuple[jax.Array, jax.Array]
 
@@ -40,13 +40,12 @@ class LSTM(nn.Module):
         gates_BPTF = constrain(gates_BPTF, "rows")
         kernel_HF = self.param("kernel", nn.initializers.orthogonal(), (self.size, 4 * self.size))
         kernel_HF = constrain(kernel_HF)  # whole before the loop, not in each of its steps
-
-        turned_FH: jax.Array | None = self.get_variable(DECODING, TURNED)
+        transposed_FH: jax.Array | None = self.get_variable(DECODING, TRANSPOSED)
 
         def step(carry: Carry, at_step: tuple[jax.Array, jax.Array]) -> tuple[Carry, jax.Array]:
             gates_BPF, begins_BP = at_step
             state_BPH, cell_BPH = (jnp.where(begins_BP[..., None], 0.0, x) for x in carry)
-            gates_BPF += product(state_BPH, kernel_HF, turned_FH)
+            gates_BPF += product(state_BPH, kernel_HF, transposed_FH)
             write_BPH, forget_BPH, show_BPH = jnp.split(
                 nn.sigmoid(gates_BPF[..., : 3 * self.size]), 3, axis=-1
             )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bidi.models.axes import constrain
 from bidi.models.config import ModelConfig
-from bidi.models.dense import DECODING, turned_kernels, typed_kernels
+from bidi.models.dense import DECODING, transposed_kernels, typed_kernels
 from bidi.models.output import CopyPrior, Output, project, tokens_of
 from bidi.models.prices import Prices
 from bidi.models.slots import Room, Slots
@@ -49,15 +49,17 @@ def decoding_variables(model: "Model", params: Any, platform: str) -> dict[str, 
 
     Parameters with their dense layers' kernels in the dtype of activations, and in the collection
     `decoding` the output's kernel: on a CPU, to turn that takes a quarter as long as the search of
-    a sentence. For a CPU, turned kernels of large dense layers too, see `dense.is_faster_turned`.
+    a sentence. On a CPU large kernels are kept a second time, transposed: `is_faster_transposed`.
+
+    Args:
+        model: that is searched with.
+        params: its parameters.
+        platform: of the devices that search, as `jax.Device.platform`.
     """
     kernel_DV = model.apply({"params": params}, method="output_kernel")
     typed = typed_kernels(params, model.config.activation_dtype)
-    decoding = {"output_kernel": kernel_DV}
-    if platform == "cpu" and model.config.activation_dtype == jnp.float32:
-        table_VD = model.apply({"params": params}, method="output_table")
-        decoding |= {"output_table": table_VD, **turned_kernels(typed)}
-    return {"params": typed, DECODING: decoding}
+    transposed = transposed_kernels(typed) if platform == "cpu" else {}
+    return {"params": typed, DECODING: {"output_kernel": kernel_DV, **transposed}}
 
 
 def most_examples(batch: Batch) -> int:
@@ -237,10 +239,8 @@ class Model(nn.Module):
         )
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
-            made = self.variables[DECODING]
-            output = dataclasses.replace(
-                output, kernel_DV=made["output_kernel"], turned_VD=made.get("output_table")
-            )
+            kernel_DV = self.variables[DECODING]["output_kernel"]
+            output = dataclasses.replace(output, kernel_DV=kernel_DV)
             return Prices.of(project(states_BPWD, output)), cache
 
     def output_kernel(self) -> jax.Array:

@@ -1,7 +1,7 @@
 """From the decoder's states to logits: one product, and what the source makes likelier.
 
 Letters: B batch, E examples of a row (of all rows in `Prior`), W ways, S source steps, D model,
-V vocabulary.
+V vocabulary, N any leading axes as one.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.data.vocabulary import FIRST_TEXT_ID
-from bidi.models.dense import is_faster_turned, turned_product
+from bidi.models.dense import is_faster_transposed, product_by_transposed
 
 # In place of what has no gradient, as JAX wants it.
 _NONE: Any = None
@@ -63,15 +63,11 @@ class Output:
         prior: None for a model without.
         kernel_DV: the table turned and cast, where that is done already: XLA on a CPU multiplies
             few states with it twice as fast.
-        turned_VD: the table in the dtype of activations, where a product with it may be faster yet,
-            see `dense.is_faster_turned`. Of more than 32 states it is not: XLA turns the logits
-            back several times.
     """
 
     table_VD: jax.Array
     prior: Prior | None = None
     kernel_DV: jax.Array | None = None
-    turned_VD: jax.Array | None = None
 
     def example(self) -> jax.Array | None:
         """The example of each state, int32 [N] for N of them; None where it is of no matter."""
@@ -109,19 +105,28 @@ def project(states_D: jax.Array, output: Output) -> jax.Array:
 
 
 def _product(states_D: jax.Array, output: Output) -> jax.Array:
-    rows, turned_VD = math.prod(states_D.shape[:-1]), output.turned_VD
-    if turned_VD is not None and is_faster_turned(rows, turned_VD, most_rows=32):
-        logits_NV = turned_product(states_D.reshape(rows, -1), turned_VD)
-        return logits_NV.reshape(*states_D.shape[:-1], -1)
-    names, table = "vd", output.table_VD
-    if output.kernel_DV is not None:
-        names, table = "dv", output.kernel_DV
-    return jnp.einsum(
-        f"...d,{names}->...v",
-        states_D,
-        table.astype(states_D.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    if output.kernel_DV is None:
+        return _by_table(states_D, output.table_VD)
+    operands = states_D, output.table_VD, output.kernel_DV
+    rows, is_float32 = math.prod(states_D.shape[:-1]), states_D.dtype == jnp.float32
+    # With more rows it is slower: XLA transposes the logits back for each of their readers.
+    if is_float32 and is_faster_transposed(rows, output.table_VD, most_rows=32):
+        return jax.lax.platform_dependent(*operands, cpu=_by_transposed, default=_by_kernel)
+    return _by_kernel(*operands)
+
+
+def _by_table(states_D: jax.Array, table_VD: jax.Array) -> jax.Array:
+    table_VD = table_VD.astype(states_D.dtype)
+    return jnp.einsum("...d,vd->...v", states_D, table_VD, preferred_element_type=jnp.float32)
+
+
+def _by_kernel(states_D: jax.Array, _: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    return jnp.einsum("...d,dv->...v", states_D, kernel_DV, preferred_element_type=jnp.float32)
+
+
+def _by_transposed(states_D: jax.Array, table_VD: jax.Array, _: jax.Array) -> jax.Array:
+    logits_NV = product_by_transposed(states_D.reshape(-1, states_D.shape[-1]), table_VD)
+    return logits_NV.reshape(*states_D.shape[:-1], -1)
 
 
 class CopyPrior(nn.Module):

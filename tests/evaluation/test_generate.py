@@ -15,7 +15,10 @@ from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.evaluation.found import Found, Tally
 from bidi.search.config import SearchConfig
 from tests.evaluation.tiny_generators import (
+    MODELS,
+    SEARCH,
     SOURCE_LETTERS,
+    SOURCES,
     assert_same,
     hypotheses,
     make_generator,
@@ -23,18 +26,7 @@ from tests.evaluation.tiny_generators import (
 )
 from tests.models import tiny
 
-SEARCH = SearchConfig(
-    coupling="none", n_best=4, min_length=2, max_length_factor=1.5, max_length_offset=5
-)
 PAIRED = SearchConfig(n_best=2, max_length_factor=1.5, max_length_offset=5)
-SOURCES = ["abc", "", "d", "dcba", "a", "   ", "abq", "cc", "bbbbbbb"]
-
-# Both markers, every interaction, shared and own decoders; seeds with which both directions end
-# some of their hypotheses and are cut off in others.
-MODELS = {
-    "swap": {"markers": "swap", "seed": 34, "interaction": "layers", "own_decoders": True},
-    "tags": {"markers": "tags", "seed": 40, "interaction": "top"},
-}
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Searches whose caches have too little room."""
+"""Searches whose caches have too little room, and those with what a CPU's have besides."""
 
 import dataclasses
 import functools
@@ -7,17 +7,13 @@ import pytest
 
 from bidi.evaluation import searching
 from bidi.evaluation.found import Tally
+from bidi.models import dense
 from bidi.models.slots import Room
 from bidi.search.beam_search import beam_search
-from bidi.search.config import SearchConfig
 from bidi.search.slots import whole_room
-from tests.evaluation.tiny_generators import assert_same, make_generator
+from tests.evaluation.tiny_generators import MODELS, SEARCH, SOURCES, assert_same, make_generator
 
-SEARCH = SearchConfig(
-    coupling="none", n_best=4, min_length=2, max_length_factor=1.5, max_length_offset=5
-)
-MODEL = {"markers": "tags", "seed": 40, "interaction": "top"}
-SOURCES = ["abc", "", "d", "dcba", "a", "   ", "abq", "cc", "bbbbbbb"]
+MODEL = MODELS["tags"]
 
 
 def test_what_the_cache_has_too_little_room_for_is_searched_again(monkeypatch):
@@ -61,3 +57,12 @@ def test_it_is_searched_again_with_longer_ones_where_these_have_more(monkeypatch
     assert (usual.batches, tally.batches) == (2, batches)
     assert 0 == usual.searched_again < tally.searched_again < len(sources)
     assert tally.row_steps_needed == usual.row_steps_needed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transposed_kernels_change_nothing(monkeypatch, name):
+    expected = make_generator(**MODELS[name]).search(SOURCES, SEARCH)
+    monkeypatch.setattr(dense, "LARGE", 1)
+    generator = make_generator(**MODELS[name])
+    assert_same(generator.search(SOURCES, SEARCH), expected)
+    assert "decoder" in generator._searching._variables["decoding"]

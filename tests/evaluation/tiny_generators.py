@@ -13,9 +13,20 @@ from bidi.data.vocabulary import Vocabulary, VocabularyConfig
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
+from bidi.search.config import SearchConfig
 from tests.models import tiny
 
 SOURCE_LETTERS, TARGET_LETTERS = "abcd", "vwxyz"
+SOURCES = ["abc", "", "d", "dcba", "a", "   ", "abq", "cc", "bbbbbbb"]
+SEARCH = SearchConfig(
+    coupling="none", n_best=4, min_length=2, max_length_factor=1.5, max_length_offset=5
+)
+# Both markers, every interaction, shared and own decoders; seeds with which both directions end
+# some of their hypotheses and are cut off in others.
+MODELS = {
+    "swap": {"markers": "swap", "seed": 34, "interaction": "layers", "own_decoders": True},
+    "tags": {"markers": "tags", "seed": 40, "interaction": "top"},
+}
 
 
 @functools.cache

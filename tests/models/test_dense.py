@@ -1,4 +1,4 @@
-"""Dense layers against flax's own."""
+"""Dense layers against flax's own, and products by transposed kernels against those by kernels."""
 
 import flax.linen as nn
 import jax
@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidi.models import dense
+from bidi.models import dense, output
 from bidi.models.dense import (
     LARGE,
     Dense,
     Projections,
-    is_faster_turned,
+    is_faster_transposed,
     product,
-    turned_kernels,
+    transposed_kernels,
     typed_kernels,
 )
 from bidi.models.model import decoding_variables
@@ -99,8 +99,8 @@ def test_the_gradient_of_a_kernel_that_narrows_is_turned_on_a_cpu_alone(platform
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 6, 8, 12, 16, 17, 20, 24, 33, 64, 65])
-def test_products_with_turned_kernels_are_those_with_kernels(monkeypatch, rows):
-    """So many rows in two axes, whether they fill registers or not."""
+def test_products_with_transposed_kernels_are_those_with_kernels(monkeypatch, rows):
+    """So many rows in two axes, whether they fill vector registers or not."""
     monkeypatch.setattr(dense, "LARGE", 1)
     rng = np.random.default_rng(rows)
     x, kernel_DF = rng.normal(size=(1, rows, 5)), rng.normal(size=(5, 7))
@@ -113,16 +113,32 @@ def test_products_with_turned_kernels_are_those_with_kernels(monkeypatch, rows):
         np.testing.assert_allclose(product(x, kernel_DF), x @ kernel_DF, rtol=1e-5, atol=1e-5)
 
 
-def test_turned_kernels_are_for_some_rows_and_large_kernels():
+def test_transposed_kernels_are_for_some_rows_and_large_kernels():
     def rows_of(features, inputs, **bound):
         kernel_FD = jax.ShapeDtypeStruct((features, inputs), jnp.float32)
-        return {rows for rows in range(200) if is_faster_turned(rows, kernel_FD, **bound)}
+        return {rows for rows in range(200) if is_faster_transposed(rows, kernel_FD, **bound)}
 
     filled = {*range(6, 9), *range(12, 17), *range(24, 33), *range(36, 65)}
     assert rows_of(512, LARGE // 512) == filled
     assert rows_of(512, LARGE // 512 - 1) == set()
     assert rows_of(32 * 512, LARGE // 512) == set(range(4, 65))
     assert rows_of(32 * 512, LARGE // 512, most_rows=32) == set(range(4, 33))
+
+
+def test_kernels_that_are_not_large_or_not_float32_are_not_transposed():
+    """Own decoders' are as large as one of them."""
+    half = LARGE // 512
+    params = {
+        "one": {"kernel": jnp.zeros((512, half)), "bias": jnp.zeros(LARGE)},
+        "own": {"inner": {"kernel": jnp.zeros((2, half, 512))}},
+        "smaller": {"kernel": jnp.zeros((2, half - 1, 512))},
+        "half": {"kernel": jnp.zeros((512, half), jnp.bfloat16)},
+        "table": {"embedding": jnp.zeros((512, half))},
+    }
+    assert jax.tree.map(jnp.shape, transposed_kernels(params)) == {
+        "one": {"transposed_kernel": (half, 512)},
+        "own": {"inner": {"transposed_kernel": (2, 512, half)}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -133,9 +149,8 @@ def test_turned_kernels_are_for_some_rows_and_large_kernels():
         {"interaction": "top", "recurrent": True},
     ],
 )
-def test_a_step_by_turned_kernels_is_one_by_kernels(monkeypatch, config):
+def test_a_step_by_transposed_kernels_is_one_by_kernels(monkeypatch, config):
     """And each of them is read. The cache holds something, which recurrent kernels multiply."""
-    monkeypatch.setattr(dense, "LARGE", 1)
     model = tiny.make_model(**config)
     params = tiny.random_params(model)
     cache, slots = model.bind({}).empty_cache(4, 4, Room(8, 8)), first_slots(4, 4, 2, 8)
@@ -146,20 +161,33 @@ def test_a_step_by_turned_kernels_is_one_by_kernels(monkeypatch, config):
         source = model.apply(variables, tiny.source_batch(np.ones((4, 3))), method="start")
         return model.apply(variables, source, cache, *where, method="decode_step")[0].logits_BPWV
 
-    by_kernels, by_turned = (decoding_variables(model, params, p) for p in ("tpu", "cpu"))
-    assert set(by_kernels["decoding"]) == {"output_kernel"}
-    assert set(by_turned["decoding"]) > {"output_kernel", "output_table"}
-    expected = logits(by_kernels)
-    np.testing.assert_allclose(logits(by_turned), expected, rtol=1e-4, atol=1e-4)
+    plain = decoding_variables(model, params, "cpu")
+    assert set(plain["decoding"]) == {"output_kernel"}
+    expected = logits(plain)
+    monkeypatch.setattr(dense, "LARGE", 1)
+    assert set(decoding_variables(model, params, "tpu")["decoding"]) == {"output_kernel"}
+    transposed = decoding_variables(model, params, "cpu")
+    np.testing.assert_allclose(logits(transposed), expected, rtol=1e-4, atol=1e-4)
 
     def squares(decoding):
-        return (logits(by_turned | {"decoding": decoding}) ** 2).sum()
+        return (logits(transposed | {"decoding": decoding}) ** 2).sum()
 
-    gradients = jax.grad(squares)(by_turned["decoding"])
-    assert not gradients.pop("output_kernel").any()
-    kernels = {path[:-1] for path, _ in jax.tree.leaves_with_path(turned_kernels(params))}
+    gradients = jax.grad(squares)(transposed["decoding"])
+    assert not gradients.pop("output_kernel").any()  # it is by the table
+    kernels = {path[:-1] for path, _ in jax.tree.leaves_with_path(gradients)}
     assert kernels == {
         path[:-1] for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"
     }
     for path, gradient in jax.tree.leaves_with_path(gradients):
         assert abs(gradient).max() > 0, path
+
+
+@pytest.mark.parametrize(("platform", "by_table"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_logits_are_by_the_table_as_it_lies_on_a_cpu_alone(monkeypatch, platform, by_table):
+    monkeypatch.setattr(dense, "LARGE", 1)
+    table_VD = jnp.ones((7, 5))
+    program = jax.jit(
+        lambda states, table: output.project(states, output.Output(table, kernel_DV=table.T))
+    ).trace(jnp.ones((2, 4, 5)), table_VD)
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    assert ("tensor<7x8xf32>" in text) is by_table
