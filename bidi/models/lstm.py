@@ -38,7 +38,7 @@ class LSTM(nn.Module):
         """
         gates_BPTF = Dense(4 * self.size, bias_init=_forget_nothing, name="input")(x_BPTD)
         gates_BPTF = constrain(gates_BPTF, "rows")
-        kernel_HF = self.param("kernel", nn.initializers.orthogonal(), (self.size, 4 * self.size))
+        kernel_HF = self.param("kernel", _orthogonal, (self.size, 4 * self.size))
         kernel_HF = constrain(kernel_HF)  # whole before the loop, not in each of its steps
         transposed_FH: jax.Array | None = self.get_variable(DECODING, TRANSPOSED)
 
@@ -59,6 +59,19 @@ class LSTM(nn.Module):
         in_time = jnp.moveaxis(gates_BPTF, 2, 0), jnp.moveaxis(begins_BPT, 2, 0)
         last, states_TBPH = jax.lax.scan(step, first, in_time)
         return constrain(jnp.moveaxis(states_TBPH, 0, 2), "rows"), last
+
+
+def _orthogonal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`orthogonal`, of several ways one after the other.
+
+    Of a batch of matrices, jaxlib's QR on a CPU waits for threads of the pool that it runs in: with
+    a virtual device a core, each of them for the others, for ever.
+    """
+    draw = jax.custom_batching.sequential_vmap(
+        lambda key: nn.initializers.orthogonal()(key, shape, jnp.float32)
+    )
+    kernel: jax.Array = draw(key)
+    return kernel
 
 
 def _forget_nothing(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

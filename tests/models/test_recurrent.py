@@ -104,6 +104,23 @@ def test_what_is_open_at_first():
     np.testing.assert_array_equal(params["input"]["bias"], np.repeat([0, 1, 0, 0], 3))
 
 
+def test_recurrent_kernels_are_orthogonal_at_first_and_made_one_by_one():
+    """A batch of them would hang with a virtual device a core, see `lstm._orthogonal`."""
+    model = tiny.make_model(recurrent=True, interaction="top")
+    arguments = jax.random.key(0), model.smallest_batch()
+    decomposed = re.findall(r"f32\[([\d,]+)\] = qr\b", str(jax.make_jaxpr(model.init)(*arguments)))
+    assert {shape.count(",") for shape in decomposed} == {1}
+    leaves = jax.tree.leaves_with_path(tiny.quick_jit(model.init)(*arguments)["params"])
+    modules = {path[:-2] for path, _ in leaves if path[-2].key == "input"}
+    of_lstms = [leaf for path, leaf in leaves if path[:-1] in modules]
+    ways = [kernel for kernel in of_lstms if kernel.ndim == 3]
+    assert ways
+    for kernel_WHF in ways:
+        for kernel_HF in kernel_WHF:
+            np.testing.assert_allclose(kernel_HF @ kernel_HF.T, np.eye(len(kernel_HF)), atol=1e-5)
+        assert abs(kernel_WHF[0] - kernel_WHF[1]).max() > 0.1
+
+
 def test_examples_begin_where_segments_change():
     segments = np.array([[1, 1, 2, 2, 0, 0], [0, 3, 3, 1, 1, 1]])
     expected = [[1, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 0]]
