@@ -197,6 +197,44 @@ def test_contradictions_are_refused(file, bindings, says):
         config.load(experiment.build, [file], bindings)
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        "Training.steps = 0",
+        "Training.evaluate_every = 0",
+        "Training.log_every = 0",
+        "Training.accumulation = 0",
+        "Training.seed = -1",
+        "Training.label_smoothing = 1.0",
+        "Training.ema_decay = 1.5",
+        "Optimizer.clip_norm = -1.0",
+        "Optimizer.b2 = 1.0",
+        "Batches.rows = 0",
+        "Batches.packing_bins = 0",
+        "Transformer.heads = 0",
+        "Transformer.dropout = 1.0",
+        "Search.beam_size = 0",
+        "Search.n_best = 0",
+        "Search.min_length = -1",
+        "Search.max_length_factor = -1.0",
+        "Search.max_length_cap = 0",
+        "Agreement.n_best = 0",
+        "Evaluation.batch_tokens = 0",
+        "Evaluation.samples = -1",
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(numbers):
+    with pytest.raises(ConfigError, match=f"{re.escape(numbers)} must be at least "):
+        config.load(experiment.build, [BOTH], [numbers])
+
+
+@pytest.mark.parametrize("rate", ["Transformer.dropout = 1.0", "Training.ema_decay = 1.0"])
+def test_a_share_is_less_than_one(rate):
+    with pytest.raises(ConfigError, match="must be at least 0 and less than 1"):
+        config.load(experiment.build, [BOTH], [rate])
+    config.load(experiment.build, [BOTH], [rate.replace("1.0", "0.0")])
+
+
 RECURRENT = """
 Data.directory = 'anywhere'
 Data.source = @ParallelText()

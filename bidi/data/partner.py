@@ -5,6 +5,8 @@ from typing import Literal
 
 import gin
 
+from bidi import ranges
+
 
 @gin.configurable("Pseudo")
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,7 @@ class PseudoRecipe:
     folds: int = 1
 
     def __post_init__(self):
-        if self.folds < 1:
-            raise ValueError(f"Pseudo.folds = {self.folds} must be at least 1")
+        ranges.check(self, "Pseudo", "folds", least=1)
 
 
 @gin.configurable("Partner")

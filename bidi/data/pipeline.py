@@ -26,6 +26,7 @@ import gin
 import grain
 import numpy as np
 
+from bidi import ranges
 from bidi.data.packing import Examples, PackedDataset, Rows
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import PairSource
@@ -64,6 +65,10 @@ class BatchConfig:
     target_length: int = 128
     packing_bins: int = 64
     pack: bool = True
+
+    def __post_init__(self):
+        sizes = ("rows", "source_length", "target_length", "packing_bins")
+        ranges.check(self, "Batches", *sizes, least=1)
 
 
 def training_batches(

@@ -5,6 +5,8 @@ from typing import Literal
 
 import gin
 
+from bidi import ranges
+
 TokenKind = Literal["words", "characters"]
 
 
@@ -28,6 +30,10 @@ class EvaluationConfig:
     batch_tokens: int | None = None
     samples: int = 5
 
+    def __post_init__(self):
+        ranges.check(self, "Evaluation", "batch_tokens", least=1)
+        ranges.check(self, "Evaluation", "samples", least=0)
+
 
 @gin.configurable("Agreement")
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +56,6 @@ class AgreementConfig:
     weights: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     alphas: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
     interact: bool = False
+
+    def __post_init__(self):
+        ranges.check(self, "Agreement", "n_best", least=1)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import gin
 import jax.numpy as jnp
 
+from bidi import ranges
 from bidi.models.attention import FusionName
 
 
@@ -61,6 +62,9 @@ class TransformerConfig:
     name: ClassVar = "Transformer"
 
     def __post_init__(self):
+        ranges.check(self, self.name, "encoder_layers", "decoder_layers", least=0)
+        ranges.check(self, self.name, "model_size", "heads", "feedforward_size", least=1)
+        ranges.check(self, self.name, "dropout", "future_dropout", least=0, below=1)
         if self.model_size % (2 * self.heads):
             raise ValueError(
                 f"Transformer.model_size = {self.model_size} is no multiple of twice "
@@ -100,6 +104,9 @@ class RecurrentConfig:
     name: ClassVar = "Recurrent"
 
     def __post_init__(self):
+        sizes = ("encoder_layers", "decoder_layers", "model_size", "heads")
+        ranges.check(self, self.name, *sizes, least=1)
+        ranges.check(self, self.name, "dropout", least=0, below=1)
         if self.model_size % 4 or self.model_size % self.heads:
             raise ValueError(
                 f"Recurrent.model_size = {self.model_size} is no multiple of 4 and of "

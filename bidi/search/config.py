@@ -5,6 +5,7 @@ import dataclasses
 import gin
 import numpy as np
 
+from bidi import ranges
 from bidi.search.coupling import Coupling, CouplingName, PartnerWeights, make_coupling
 from bidi.search.scoring import Penalty
 
@@ -47,6 +48,10 @@ class SearchConfig:
     max_length_offset: int = 10
     max_length_cap: int = 256
     rank_unfinished: bool = False
+
+    def __post_init__(self):
+        ranges.check(self, "Search", "beam_size", "n_best", "max_length_cap", least=1)
+        ranges.check(self, "Search", "min_length", "max_length_factor", least=0)
 
     def make_coupling(self, ways: int) -> Coupling:
         """The coupling for a model of so many directions; ValueError where they do not fit."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import gin
 
+from bidi import ranges
 from bidi.config import ConfigError
 from bidi.models.axes import MESH_AXES
 
@@ -60,18 +61,10 @@ class TrainingConfig:
     on_failed_save: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self):
-        for name in (
-            "steps",
-            "evaluate_every",
-            "checkpoint_every",
-            "log_every",
-            "keep_checkpoints",
-            "accumulation",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Training.{name} = {getattr(self, name)} must be at least 1")
-        if self.skip_nonfinite < 0:
-            raise ValueError(f"Training.skip_nonfinite = {self.skip_nonfinite} must be at least 0")
+        counts = ("steps", "evaluate_every", "checkpoint_every", "log_every")
+        ranges.check(self, "Training", *counts, "keep_checkpoints", "accumulation", least=1)
+        ranges.check(self, "Training", "skip_nonfinite", "seed", least=0)
+        ranges.check(self, "Training", "label_smoothing", "ema_decay", least=0, below=1)
         if self.checkpoint_every % self.evaluate_every:
             raise ValueError(
                 f"Training.checkpoint_every = {self.checkpoint_every} is no multiple of "

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bidi import ranges
+
 
 @gin.configurable("Optimizer")
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        ranges.check(self, "Optimizer", "warmup_steps", "weight_decay", "clip_norm", least=0)
+        ranges.check(self, "Optimizer", "b1", "b2", least=0, below=1)
         if (self.schedule == "cosine") != (self.decay_steps is not None):
             raise ValueError(
                 f"Optimizer.schedule = {self.schedule!r} with Optimizer.decay_steps = "
