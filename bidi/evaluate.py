@@ -45,6 +45,7 @@ def main(bindings: list[str]) -> None:
     if system.rescores:
         system = _with_choice(system, models.agreement_file, prepared)
 
+    made_with = _made_with(models)
     compiled, tally, start = CompileMeter(), Tally(), time.perf_counter()
     examples = prepared.examples(_SPLIT.value)
     sources = [example.source for example in examples]
@@ -61,7 +62,7 @@ def main(bindings: list[str]) -> None:
         "sentences_per_second": len(sources) / max(seconds - compiled.seconds, 1e-9),
         **dataclasses.asdict(tally),
     }
-    result |= _made_with(models)
+    result |= made_with
     name = f"{_SPLIT.value}-{search_name(system)}"
     write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
     write_whole(directory / f"{name}.json", _json(result))
@@ -128,11 +129,12 @@ def _measure_leak(models: Trained) -> None:
         )
     leak_report.require_matplotlib()  # Before the search: it may take long.
     examples = Prepared.open(models.experiment.data.directory).examples(_SPLIT.value)
+    made_with = _made_with(models)
     found = generator.search([example.source for example in examples], system.search)
     result = {
         **_head(system, examples),
         **leak.measure(generator, examples, found),
-        **_made_with(models),
+        **made_with,
     }
     if not distributed.is_first():
         return

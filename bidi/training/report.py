@@ -121,12 +121,9 @@ class SilentReporter(Reporter):
 
 
 def _drop_rows_behind(path: epath.Path, step: int) -> None:
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines()
-    # The last line of a run that was killed may be cut off in the middle.
-    rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_whole(path, "".join(f"{line}\n" for line in rows))
+    if path.exists():
+        kept = [row for row in _rows(path) if row["step"] <= step]
+        write_whole(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
 
 class TrainMeter:
@@ -157,7 +154,8 @@ class TrainMeter:
         self._skipped = 0
         self._pending: tuple[int, Any] | None = None
         self._totals: Any = None
-        self._updates = 0
+        self._updates = 0  # whose metrics are in the totals
+        self._made = 0  # those skipped too: they take time
         self._untimed = 0
         self._since = time.perf_counter()
 
@@ -177,6 +175,7 @@ class TrainMeter:
             return
         step, metrics = self._pending
         self._pending = None
+        self._made += 1
         # Read where there are any: those of many devices are many.
         suspects = metrics.pop("suspects")
         metrics = jax.device_get(metrics)
@@ -205,22 +204,22 @@ class TrainMeter:
 
     def row(self) -> dict[str, float]:
         """The means since the last row; nothing where there were no updates."""
-        skipped = {"train/skipped": float(self._skipped)} if self._skipped else {}
-        self._skipped = 0
-        if not self._updates:
-            return skipped
         now = time.perf_counter()
-        seconds, updates, sums = now - self._since, self._updates, self._totals["sums"]
-        row = {
-            **means(sums, self._directions, "train"),
-            "train/gradient_norm": float(self._totals["gradient_norm"]) / updates,
-            **skipped,
-        }
-        if timed := updates - self._untimed:
-            tokens = float(sums.tokens_W.sum()) * timed / updates
-            row["train/tokens_per_second"] = tokens / seconds
+        seconds, timed = now - self._since, self._made - self._untimed
+        row = {}
+        if self._updates:
+            sums = self._totals["sums"]
+            row = means(sums, self._directions, "train")
+            row["train/gradient_norm"] = float(self._totals["gradient_norm"]) / self._updates
+            if timed:
+                tokens = float(sums.tokens_W.sum()) * timed / self._made
+                row["train/tokens_per_second"] = tokens / seconds
+        if self._skipped:
+            row["train/skipped"] = float(self._skipped)
+        if timed:
             row["train/milliseconds_per_update"] = 1000 * seconds / timed
-        self._totals, self._updates, self._untimed, self._since = None, 0, 0, now
+        self._totals, self._updates, self._made, self._skipped = None, 0, 0, 0
+        self._untimed, self._since = 0, now
         return row
 
     @contextlib.contextmanager
@@ -237,14 +236,23 @@ class TrainMeter:
 
 
 def training_summary(workdir: epath.Path, step: int) -> dict[str, float | None]:
-    """Updates, seconds and milliseconds an update of a run, up to a step, from its metrics."""
-    rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    """Updates, seconds and milliseconds an update of a run, up to a step, from its metrics.
+
+    Seconds and milliseconds are None where there are no rows of them.
+    """
     speed = "train/milliseconds_per_update"
-    timed = [row for row in rows if speed in row and row["step"] <= step]
-    milliseconds = [row[speed] for row in timed]
+    timed = [row for row in _rows(workdir / METRICS_FILE) if speed in row and row["step"] <= step]
+    milliseconds = np.array([row[speed] for row in timed])
     steps = np.diff([0] + [row["step"] for row in timed])
     return {
         "updates": step,
-        "seconds": float((steps * np.array(milliseconds)).sum() / 1000),
+        "seconds": float((steps * milliseconds).sum() / 1000) if timed else None,
         "median_milliseconds_per_update": float(np.median(milliseconds)) if timed else None,
     }
+
+
+def _rows(path: epath.Path) -> list[dict[str, Any]]:
+    """Those of a file of metrics, or of none, that are whole."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    # The last line of a run that was killed may be cut off in the middle.
+    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -1,12 +1,15 @@
 """What a run tells of updates whose loss is no number."""
 
+import itertools
+import json
 import logging
+import time
 
 import numpy as np
 import pytest
 
 from bidi.training.loss import LossSums
-from bidi.training.report import TrainMeter
+from bidi.training.report import TrainMeter, training_summary
 from bidi.training.step import Suspects
 
 
@@ -41,7 +44,39 @@ def test_what_was_skipped_is_counted_and_is_in_no_mean(caplog):
     add(some, 1.0)
     assert "train/skipped" not in some.row()
     add(some, np.nan)
-    assert some.row() == {"train/skipped": 1}
+    row = some.row()
+    assert row["train/skipped"] == 1
+    assert "train/loss" not in row
+
+
+def test_a_skipped_update_takes_time(monkeypatch):
+    now = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    some = meter(skip=2)
+    add(some, 2.0, np.nan, np.inf, 4.0)
+    row = some.row()
+    assert row["train/milliseconds_per_update"] == 250
+    assert row["train/tokens_per_second"] == 2
+    # What is skipped only takes its time from no row behind it.
+    add(some, np.nan)
+    assert some.row()["train/milliseconds_per_update"] == 1000
+    add(some, 1.0)
+    assert some.row()["train/milliseconds_per_update"] == 1000
+
+
+def test_a_summary_is_of_the_rows_that_are_whole(tmp_path):
+    speed = "train/milliseconds_per_update"
+    nothing = {"updates": 30, "seconds": None, "median_milliseconds_per_update": None}
+    assert training_summary(tmp_path, 30) == nothing
+    rows = [
+        {"step": 10, speed: 2.0},
+        {"step": 20, "validation/loss": 1.0},
+        {"step": 30, speed: 4.0},
+    ]
+    text = "".join(f"{json.dumps(row)}\n" for row in [*rows, {"step": 40, speed: 9.0}])
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 50, "train/mi')
+    summary = training_summary(tmp_path, 30)
+    assert summary == {"updates": 30, "seconds": 0.1, "median_milliseconds_per_update": 3.0}
 
 
 def test_a_gradient_without_a_number_is_enough():
