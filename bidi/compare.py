@@ -7,6 +7,8 @@ the examples, and how far both err on the same ones.
 
 import functools
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import rich.console
 import rich.table
@@ -15,6 +17,7 @@ from etils import epath
 
 from bidi import config, experiment, verb
 from bidi.data.prepared import Prepared
+from bidi.data.sources import read_lines
 from bidi.evaluation import metrics
 from bidi.evaluation.report import separated
 from bidi.evaluation.rouge import rouge_l_errors
@@ -24,14 +27,18 @@ from bidi.files import path_of
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, with its outputs beside it.")
 _B = flags.DEFINE_string("b", None, "Another one, of the same split.")
 _SEED = 0
+# Names the examples in a report.
+_DIGEST = "examples_sha256"
 
 
 def main(bindings: list[str]) -> None:
     """Compares two reports."""
     if not (_A.value and _B.value):
         raise verb.UserError("--a and --b must name two reports of bidi.evaluate")
+    if flags.FLAGS.gin_file:
+        raise verb.UserError("--gin_file is not for this verb: --a has its config")
     path_a, path_b = path_of(_A.value), path_of(_B.value)
-    report, other = (json.loads(path.read_text()) for path in (path_a, path_b))
+    report, other = (json.loads(path.read_bytes()) for path in (path_a, path_b))
     split = report["split"]
     if split != other["split"]:
         raise verb.UserError(
@@ -39,8 +46,14 @@ def main(bindings: list[str]) -> None:
         )
     texts = {f"the config in {path_a}": report["config"]}
     loaded = config.load(experiment.build, [], bindings, texts)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return
     kind = loaded.evaluation.tokens
-    examples = Prepared.open(loaded.data.directory).examples(split)
+    prepared = Prepared.open(loaded.data.directory)
+    now = {_DIGEST: prepared.digest(split)}
+    _check_examples({path_a: report, path_b: other, prepared.directory: now})
+    examples = prepared.examples(split)
     references = [[separated(text, kind) for text in example.targets] for example in examples]
     a, b = (_outputs(path) for path in (path_a, path_b))
     if not len(a) == len(b) == len(references):
@@ -75,7 +88,17 @@ def _outputs(report: epath.Path) -> list[str]:
     path = report.with_suffix(".txt")
     if not path.is_file():
         raise verb.UserError(f"{path} is missing: the outputs, which bidi.evaluate writes too")
-    return path.read_text().splitlines()
+    return list(read_lines(path))
+
+
+def _check_examples(reports: Mapping[epath.Path, Mapping[str, Any]]) -> None:
+    """Those made before reports named their examples are taken at their word."""
+    known = {path: report[_DIGEST] for path, report in reports.items() if _DIGEST in report}
+    if len(set(known.values())) > 1:
+        raise verb.UserError(
+            "not the same examples: evaluate both on the same data\n"
+            + "\n".join(f"  {path}: {digest}" for path, digest in known.items())
+        )
 
 
 if __name__ == "__main__":

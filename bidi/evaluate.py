@@ -2,28 +2,36 @@
 
 Writes eval/<split>-<search>.json and the outputs beside it, and prints a table. With --leak it
 measures instead what the streams have from each other, see `bidi.evaluation.leak`, and writes
-eval/<split>-leak.json and .png.
+eval/<split>-leak.json and .png. What was changed of the workdir's settings is in the name too, so
+that nothing is replaced but what the same call made.
 """
 
 import dataclasses
+import hashlib
 import json
+import logging
+import re
 import time
+from collections.abc import Collection
 from typing import Any
 
 import rich.console
 from absl import flags
 from etils import epath
 
-from bidi import distributed, trained, verb
+from bidi import config, distributed, experiment, trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
-from bidi.files import absolute, write_whole
+from bidi.evaluation.restore import data_identity
+from bidi.files import relative, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.trained import Trained
 from bidi.training.report import training_summary
+
+log = logging.getLogger(__name__)
 
 flags.adopt_module_key_flags(trained)  # so that --help shows them
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "What to score on.")
@@ -39,13 +47,14 @@ def main(bindings: list[str]) -> None:
         _measure_leak(models)
         return
     system = models.system
-    prepared = Prepared.open(models.experiment.data.directory)
+    prepared = _data(models)
+    name = f"{_SPLIT.value}-{_search_name(models)}"
     directory = models.workdir / "eval"
     directory.mkdir(parents=True, exist_ok=True)  # by whichever process comes first
     if system.rescores:
         system = _with_choice(system, models.agreement_file, prepared)
 
-    made_with = _made_with(models)
+    made_with = _made_with(models, prepared)
     compiled, tally, start = CompileMeter(), Tally(), time.perf_counter()
     examples = prepared.examples(_SPLIT.value)
     sources = [example.source for example in examples]
@@ -63,7 +72,6 @@ def main(bindings: list[str]) -> None:
         **dataclasses.asdict(tally),
     }
     result |= made_with
-    name = f"{_SPLIT.value}-{search_name(system)}"
     write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
     write_whole(directory / f"{name}.json", _json(result))
     report.print_results(result, rich.console.Console())
@@ -84,19 +92,61 @@ def _with_choice(system: System, kept: epath.Path, prepared: Prepared) -> System
     return tuned
 
 
-def search_name(system: System) -> str:
-    """A short name of how outputs were searched and chosen."""
+def _data(models: Trained) -> Prepared:
+    """The prepared data; says so where they are none of those that the model was trained on."""
+    prepared = Prepared.open(models.experiment.data.directory)
+    if data_identity(models.workdir)["fingerprint"] != prepared.manifest["fingerprint"]:
+        log.warning(
+            "%s was trained on other data than %s holds: what is scored may be among them",
+            models.workdir,
+            prepared.directory,
+        )
+    return prepared
+
+
+# How outputs are searched and chosen, in short.
+_IN_SHORT = {
+    *("Search.coupling", "Search.beam_size", "Search.partner_weights"),
+    *("Agreement.rescore", "Agreement.interact"),
+}
+# Nothing is found by them that is not found without.
+_NEUTRAL = {"Evaluation.batch_tokens", "Evaluation.samples"}
+
+
+def _search_name(models: Trained) -> str:
+    """A short name of how outputs are searched and chosen, and by what."""
+    system = models.system
     parts = [system.search.coupling, f"beam{system.search.beam_size}"]
     if system.search.partner_weights != "equal":
         parts.append(f"by-{system.search.partner_weights}")
     if len(system.generators) == 2:
         # One model may be evaluated with several partners, and the outputs compared.
-        parts += ["partner", absolute(system.workdirs[1]).name]
+        partner = relative(system.workdirs[1], system.workdirs[0]).removeprefix("../")
+        parts += ["partner", _in_a_name(partner)]
     elif system.rescores:
         parts.append("agreement")
     if system.rescores and system.agreement.interact:
         parts.append("interact")
-    return "-".join(parts)
+    return "-".join(parts) + _changes(models, _IN_SHORT)
+
+
+def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
+    """What is not as the workdir's config and `--checkpoint` have it by themselves."""
+    before = (models.workdir / experiment.CONFIG_FILE).read_text()
+    parts = [
+        difference.name.rpartition(".")[2] + _in_a_name(str(difference.new))
+        for difference in config.differences(before, models.config)
+        if difference.name not in {*unnamed, *_NEUTRAL}
+    ]
+    if models.checkpoint != "best":
+        parts += ["checkpoint", models.checkpoint]
+    text = "".join(f"-{part}" for part in parts)
+    # File systems take 255 bytes; the report says it in full.
+    return text if len(text) <= 100 else f"-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _in_a_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
 def _report(
@@ -128,8 +178,10 @@ def _measure_leak(models: Trained) -> None:
             f"({models.experiment.model.name}.interaction, Streams.ways), so nothing can leak"
         )
     leak_report.require_matplotlib()  # Before the search: it may take long.
-    examples = Prepared.open(models.experiment.data.directory).examples(_SPLIT.value)
-    made_with = _made_with(models)
+    name = f"{_SPLIT.value}-leak{_changes(models)}"
+    prepared = _data(models)
+    examples = prepared.examples(_SPLIT.value)
+    made_with = _made_with(models, prepared)
     found = generator.search([example.source for example in examples], system.search)
     result = {
         **_head(system, examples),
@@ -140,11 +192,10 @@ def _measure_leak(models: Trained) -> None:
         return
     directory = models.workdir / "eval"
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{_SPLIT.value}-leak.json"
-    write_whole(path.with_suffix(".png"), leak_report.plot(result))
-    write_whole(path, _json(result))
+    write_whole(directory / f"{name}.png", leak_report.plot(result))
+    write_whole(directory / f"{name}.json", _json(result))
     leak_report.print_leak(result, rich.console.Console())
-    print(path)
+    print(directory / f"{name}.json")
 
 
 def _head(system: System, examples: list[Example]) -> dict[str, Any]:
@@ -157,8 +208,9 @@ def _head(system: System, examples: list[Example]) -> dict[str, Any]:
     }
 
 
-def _made_with(models: Trained) -> dict[str, Any]:
+def _made_with(models: Trained, prepared: Prepared) -> dict[str, Any]:
     return {
+        "examples_sha256": prepared.digest(_SPLIT.value),
         "training": training_summary(models.workdir, models.system.steps[0]),
         "config": models.config,
         "provenance": provenance(),

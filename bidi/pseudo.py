@@ -64,6 +64,8 @@ def _label_only(bindings: list[str]) -> bool:
             "name models by --l2r_workdir and --r2l_workdir and a directory by --output; or an "
             "experiment by --gin_file and --workdir"
         )
+    if _WORKDIR.value:
+        raise verb.UserError("--workdir is for --gin_file: labels are written to --output")
     workdirs: dict[Direction, epath.Path] = {
         "l2r": path_of(_L2R.value),
         "r2l": path_of(_R2L.value),
@@ -78,10 +80,10 @@ def _label_only(bindings: list[str]) -> bool:
 
 
 def _run_recipe(bindings: list[str]) -> bool:
-    if _L2R.value or _R2L.value or _OUTPUT.value:
+    if _L2R.value or _R2L.value or _OUTPUT.value or _CHECKPOINT.present:
         raise verb.UserError(
             "--gin_file names a recipe with labellers of its own: leave out --l2r_workdir, "
-            "--r2l_workdir and --output"
+            "--r2l_workdir, --checkpoint and --output"
         )
     loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
     if flags.FLAGS.print_config:

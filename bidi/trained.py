@@ -27,12 +27,14 @@ class Trained:
         workdir: of the first.
         experiment: what it was trained with, and what the flags changed.
         config: `experiment` as gin text.
+        checkpoint: what `--checkpoint` asks for.
         system: the models and how their outputs are chosen.
     """
 
     workdir: epath.Path
     experiment: Experiment
     config: str
+    checkpoint: str
     system: System
 
     @property
@@ -60,4 +62,4 @@ def load(bindings: list[str]) -> Trained | None:
         system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
     except UnfitModelsError as error:
         raise verb.UserError(str(error)) from None
-    return Trained(workdir, loaded, text, system)
+    return Trained(workdir, loaded, text, _CHECKPOINT.value, system)

@@ -51,9 +51,10 @@ def main(bindings: list[str]) -> None:
     if system.rescores:
         tuned = system.with_saved_choice(models.agreement_file)
         if tuned is None:
+            alone = "--gin.Agreement.rescore=False" if len(system.generators) == 1 else "one model"
             raise verb.UserError(
                 "agreement has not been tuned for this search and checkpoint: run bidi.evaluate "
-                "with the same flags first, or pass --gin.Agreement.rescore=False"
+                f"with the same flags first, or pass {alone}"
             )
         system = tuned
     system = _with_n_best(system, _N_BEST.value)

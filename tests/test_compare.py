@@ -25,10 +25,10 @@ def reports(trained, report, tmp_path):
     return tmp_path
 
 
-def run(a, b, *bindings):
+def run(a, b, *bindings, flag="--print_config=False"):
     config.define_flags()
     with flagsaver.flagsaver():
-        flags.FLAGS(["compare", f"--a={a}", f"--b={b}"])
+        flags.FLAGS(["compare", f"--a={a}", f"--b={b}", flag])
         compare.main(list(bindings))
 
 
@@ -100,6 +100,38 @@ def test_reports_that_cannot_be_compared(report, reports):
     (reports / "bad.txt").unlink()
     with pytest.raises(verb.UserError, match=r"bad\.txt is missing"):
         run(reports / "good.json", reports / "bad.json")
+
+
+def test_reports_of_other_examples_are_not_compared(trained, report, reports):
+    digest = Prepared.open(str(trained.data)).digest("test")
+
+    def write(name, digest):
+        (reports / f"{name}.json").write_text(json.dumps(report | {"examples_sha256": digest}))
+
+    write("good", digest)
+    run(reports / "good.json", reports / "bad.json")  # which says nothing of them
+    write("bad", digest)
+    run(reports / "good.json", reports / "bad.json")
+    for name in ("good", "bad"):
+        write(name, "another")
+        with pytest.raises(verb.UserError, match=rf"not the same(?s:.*)/{name}\.json: another"):
+            run(reports / "good.json", reports / "bad.json")
+        write(name, digest)
+
+
+def test_a_line_ends_where_it_ends(trained, reports, capsys):
+    lines = (reports / "good.txt").read_text().splitlines()
+    lines[0] += "\u2028\x0b\x85"
+    (reports / "bad.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    run(reports / "good.json", reports / "bad.json")
+    assert cells(capsys.readouterr().out, "WER")[:2] == ["0.00", "0.00"]
+
+
+def test_flags_of_all_verbs(reports, capsys):
+    run(reports / "good.json", reports / "bad.json", "Search.beam_size = 6", flag="--print_config")
+    assert "Search.beam_size = 6" in capsys.readouterr().out
+    with pytest.raises(verb.UserError, match="--gin_file is not for this verb"):
+        run(reports / "good.json", reports / "bad.json", flag="--gin_file=any.gin")
 
 
 def test_a_config_that_is_out_of_date_is_said(report, reports):

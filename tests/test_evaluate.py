@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from bidi import config, experiment, verb
 from bidi import evaluate as evaluate_verb
+from bidi.data.prepared import Prepared
 from bidi.training import loop
 from tests.trained_run import HALVES, STEPS, TEST_SOURCES
 
@@ -94,9 +95,8 @@ def test_halves_are_trained_and_searched(trained, evaluate, tmp_path):
     assert [sample["joint"] for sample in result["samples"]] == outputs[: len(result["samples"])]
 
     # Beside a partner that is searched by a coupling of its own.
-    result, _ = evaluate(
-        workdir, f"--partner_workdir={trained.both}", name="joint-beam4-partner-both"
-    )
+    both = shutil.copytree(trained.both, tmp_path / "both", ignore=shutil.ignore_patterns("eval"))
+    result, _ = evaluate(workdir, f"--partner_workdir={both}", name="joint-beam4-partner-both")
     assert result["directions"].keys() == {"joint", "l2r", "r2l"}
 
 
@@ -155,19 +155,65 @@ def test_a_second_call_overwrites(workdir, evaluate):
     assert names == {"test-none-beam4.json", "test-none-beam4.txt"}
 
 
-def test_splits_searches_and_checkpoints_have_files_of_their_own(workdir, evaluate):
-    evaluate(workdir)
-    evaluate(workdir, split="validation")
-    result, _ = evaluate(
-        workdir,
-        f"--checkpoint={STEPS // 2}",
-        name="none-beam2",
-        bindings=["Search.beam_size = 2"],
-    )
-    assert result["checkpoints"] == [STEPS // 2]
-    assert result["search"]["beam_size"] == 2
-    assert "Search.beam_size = 2" in result["config"]
-    assert len(list((workdir / "eval").iterdir())) == 6
+def test_what_differs_has_a_file_of_its_own(workdir, evaluate):
+    half = STEPS // 2
+    for name, split, arguments, bindings in (
+        ("none-beam4", "test", [], []),
+        ("none-beam4", "validation", [], []),
+        ("none-beam2", "test", [], ["Search.beam_size = 2"]),
+        ("none-beam4-alpha0.0", "test", [], ["Search.alpha = 0.0"]),
+        ("none-beam4-alpha0.0-n_best2", "test", [], ["Search.n_best = 2", "Search.alpha = 0.0"]),
+        (f"none-beam4-checkpoint-{half}", "test", [f"--checkpoint={half}"], []),
+    ):
+        before = set((workdir / "eval").glob("*"))
+        result, _ = evaluate(workdir, *arguments, name=name, split=split, bindings=bindings)
+        assert len(set((workdir / "eval").glob("*")) - before) == 2
+        assert result["checkpoints"] == [half if arguments else STEPS]
+        assert all(binding in result["config"] for binding in bindings)
+
+
+def test_a_name_is_never_too_long(workdir, evaluate):
+    long = [f"Agreement.alphas = {tuple(i / 100 for i in range(60))}", "Search.min_length = 0"]
+    for count in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            evaluate(workdir, bindings=long[:count])
+    names = sorted(path.name for path in (workdir / "eval").glob("*.json"))
+    assert len(names) == 2
+    assert max(map(len, names)) < 60
+
+
+def test_partners_of_one_name_have_files_of_their_own(trained, tmp_path, evaluate):
+    ignore = shutil.ignore_patterns("eval")
+    for place in ("l2r", "r2l", "other/r2l"):
+        source = getattr(trained, place.rpartition("/")[2])
+        shutil.copytree(source, tmp_path / place, ignore=ignore)
+    for place, name in (("r2l", "r2l"), ("other/r2l", "other-r2l")):
+        result, _ = evaluate(
+            tmp_path / "l2r",
+            f"--partner_workdir={tmp_path / place}",
+            name=f"none-beam4-partner-{name}",
+        )
+        assert result["workdirs"][1] == str(tmp_path / place)
+
+
+def test_other_data_than_those_of_training_are_said(trained, workdir, evaluate, tmp_path, caplog):
+    first, _ = evaluate(workdir)
+    assert "trained on other data" not in caplog.text
+    digest = Prepared.open(str(trained.data)).manifest["splits"]["test"]["sha256"]
+    assert first["examples_sha256"] == digest
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["fingerprint"]["source"] = "another"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    evaluate(workdir, bindings=[f"Data.directory = '{data}'"])
+    assert len(list((workdir / "eval").glob("test-none-beam4-*.json"))) == 1
+    assert f"{workdir} was trained on other data than {data} holds" in caplog.text
+
+
+def test_a_run_whose_metrics_are_gone_is_scored(workdir, evaluate):
+    (workdir / "metrics.jsonl").unlink()
+    result, _ = evaluate(workdir)
+    assert result["training"]["seconds"] is None
 
 
 def test_agreement_is_tuned_once_and_kept(workdir, evaluate, caplog):
@@ -187,7 +233,7 @@ def test_agreement_is_tuned_once_and_kept(workdir, evaluate, caplog):
     assert second["agreement"] == {"weight": 0.31, "alpha": first["agreement"]["alpha"]}
 
     another = [*rescore, "Search.alpha = 0.2"]
-    third, _ = evaluate(workdir, name="none-beam4-agreement", bindings=another)
+    third, _ = evaluate(workdir, name="none-beam4-agreement-alpha0.2", bindings=another)
     assert "Agreement on the validation split" in caplog.text
     assert third["agreement"]["weight"] != 0.31
     assert len(outputs) == len(TEST_SOURCES)
@@ -225,13 +271,14 @@ def test_the_leak_is_measured(workdir, capsys):
                 "Evaluation.batch_tokens = 512",
             ]
         )
+    name = "validation-leak-couplingpaired-fusion_weight2.0-interactionlayers"
     names = {path.name for path in (workdir / "eval").iterdir()}
-    assert names == {"validation-leak.json", "validation-leak.png"}
-    result = strict((workdir / "eval" / "validation-leak.json").read_text())
+    assert names == {f"{name}.json", f"{name}.png"}
+    result = strict((workdir / "eval" / f"{name}.json").read_text())
     assert result.keys() == {
         *("split", "sentences", "checkpoints", "workdirs", "search"),
         *("examples", "same_outputs", "directions", "both"),
-        *("training", "config", "provenance"),
+        *("examples_sha256", "training", "config", "provenance"),
     }
     assert result["split"] == "validation"
     assert result["examples"] == result["sentences"] == 16
@@ -265,15 +312,16 @@ def test_the_leak_is_measured(workdir, capsys):
     assert shown["gold"] != pytest.approx(shown["hidden"])
     out = capsys.readouterr().out
     assert "both shown" in out
-    assert out.replace("\n", "").endswith("eval/validation-leak.json")
+    assert out.replace("\n", "").endswith(f"eval/{name}.json")
 
 
 def test_two_models_of_one_direction_are_known_by_their_numbers(
     trained, tmp_path, evaluate, capsys
 ):
     twin = shutil.copytree(trained.l2r, tmp_path / "twin", ignore=shutil.ignore_patterns("eval"))
+    shutil.copytree(trained.l2r, tmp_path / "l2r", ignore=shutil.ignore_patterns("eval"))
     result, outputs = evaluate(
-        twin, f"--partner_workdir={trained.l2r}", name="none-beam4-partner-l2r"
+        twin, f"--partner_workdir={tmp_path / 'l2r'}", name="none-beam4-partner-l2r"
     )
     numbered = {"l2r (1)", "l2r (2)"}
     assert result["directions"].keys() == result["won"].keys() == numbered

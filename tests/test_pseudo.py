@@ -249,7 +249,14 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
             FileNotFoundError,
             "/none holds no config.gin",
         ),
+        (
+            ["--l2r_workdir=x", "--r2l_workdir=x", "--output=y", "--workdir=z"],
+            [],
+            verb.UserError,
+            "--workdir is for --gin_file",
+        ),
         (["RECIPE"], [], verb.UserError, "--workdir is missing"),
+        (["RECIPE", "--workdir=x", "--checkpoint=7"], [], verb.UserError, "leave out .*checkpoint"),
         (["RECIPE", "--workdir=x", "--output=y"], [], verb.UserError, "labellers of its own"),
         (
             ["RECIPE", "--workdir=x"],

@@ -139,6 +139,14 @@ class Prepared:
         texts = map(msgpack.unpackb, records.__getitems__(range(len(records))))
         return [Example(source, tuple(targets)) for source, targets in texts]
 
+    def digest(self, split: str) -> str:
+        """SHA-256 of a split's texts and references, those dropped included.
+
+        Raises:
+          DataError: There is no such split.
+        """
+        return self._split(split)["sha256"]
+
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest["splits"]:
             there = ", ".join(self.manifest["splits"])

@@ -86,6 +86,11 @@ def write_split(
             record = msgpack.packb([example.source, example.targets])
             digest.update(record)
             if texts is not None:
+                if not example.targets:
+                    raise DataError(
+                        f"split {split!r}, example {examples}: it has no reference to be scored "
+                        f"by; its source is {example.source[:80]!r}"
+                    )
                 texts.write(record)
             for ids in _encode(example, vocabularies):
                 if reason := _reason_to_drop(ids, config):
@@ -120,7 +125,7 @@ def _encode(
     example: Example, vocabularies: dict[str, Vocabulary]
 ) -> Iterator[dict[str, np.ndarray]]:
     source = vocabularies["source"].encode(example.source)
-    # An example without any reference is a pair with an empty target, so that it is counted.
+    # A training example without any reference is a pair with an empty target: it is counted.
     for target in example.targets or ("",):
         yield {"source": source, "target": vocabularies["target"].encode(target)}
 

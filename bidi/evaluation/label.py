@@ -88,7 +88,7 @@ def load_labellers(
     labellers = []
     for workdir in dict.fromkeys(workdirs.values()):
         experiment = load_run(str(workdir), list(bindings))
-        if restore.vocabularies(str(workdir)) != prepared.manifest["vocabularies"]:
+        if restore.data_identity(workdir)["vocabularies"] != prepared.manifest["vocabularies"]:
             raise restore.UnfitModelsError(
                 f"{workdir} has other vocabularies than the data in {prepared.directory}: label "
                 "with models that were trained on these data"

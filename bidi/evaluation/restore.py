@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 
+from bidi.data.sources import DataError
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, load_run
-from bidi.files import path_of
+from bidi.files import Name, path_of
 from bidi.models.model import Model
+from bidi.search.config import SearchConfig
 from bidi.training.checkpoints import Checkpoints
 
 
@@ -32,6 +34,7 @@ def restore_generator(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        DataError: it is damaged, or of a model of other shapes.
     """
     path = path_of(workdir)
     source, target = (
@@ -41,7 +44,7 @@ def restore_generator(
     checkpoints = Checkpoints(path, experiment.training.keep_checkpoints)
     try:
         step = _step(checkpoints, checkpoint)
-        params = checkpoints.restore_params(step, _shapes(model))
+        params = _params(checkpoints, step, model)
     finally:
         checkpoints.close()
     generator = Generator(
@@ -73,28 +76,31 @@ def load_system(
 
     Args:
         workdir: of `bidi.train`.
-        experiment: the workdir's, whose search and agreement count for both, but for the coupling.
+        experiment: the workdir's, whose search, agreement and evaluation count for both, but for
+            the coupling.
         checkpoint: of either, see `restore_generator`.
         partner_workdir: of a second model, whose outputs are pooled with the first's; or None.
 
     Raises:
         FileNotFoundError: there is no such workdir or checkpoint.
-        UnfitModelsError: the models' vocabularies differ, agreement is asked for and there is one
-            score of an output alone, or scores with interaction of a model without it.
+        UnfitModelsError: the models' vocabularies differ, the search is none that the partner can
+            do, agreement is asked for and there is one score of an output alone, or scores with
+            interaction of a model without it.
     """
     generators = [restore_generator(workdir, experiment, checkpoint)]
     searches = [experiment.search]
     if partner_workdir:
-        if vocabularies(workdir) != vocabularies(partner_workdir):
+        first, second = (data_identity(path)["vocabularies"] for path in (workdir, partner_workdir))
+        if first != second:
             raise UnfitModelsError(
                 f"--partner_workdir={partner_workdir} has other vocabularies than "
                 f"--workdir={workdir}: train both on the same prepared data"
             )
         # Not `experiment`: the partner may have a direction and a shape of its own.
         partner = load_run(partner_workdir, [])
+        partner = dataclasses.replace(partner, evaluation=experiment.evaluation)
+        searches.append(_search_of_partner(experiment.search, partner, partner_workdir))
         generators.append(restore_generator(partner_workdir, partner, checkpoint))
-        coupling = partner.search.coupling
-        searches.append(dataclasses.replace(experiment.search, coupling=coupling))
     workdirs = (workdir, partner_workdir) if partner_workdir else (workdir,)
     rescore = experiment.agreement.rescore or bool(partner_workdir)
     if rescore:
@@ -109,6 +115,18 @@ def load_system(
         agreement=dataclasses.replace(experiment.agreement, rescore=rescore),
         evaluation=experiment.evaluation,
     )
+
+
+def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) -> SearchConfig:
+    search = dataclasses.replace(search, coupling=partner.search.coupling)
+    try:
+        search.make_coupling(len(partner.streams.directions))
+    except ValueError as error:
+        raise UnfitModelsError(
+            f"--partner_workdir={workdir} is searched by its own coupling, and as --workdir else: "
+            f"{error}"
+        ) from None
+    return search
 
 
 def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], interact: bool) -> None:
@@ -127,8 +145,8 @@ def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], inte
             )
 
 
-def vocabularies(workdir: str) -> object:
-    """What identifies a workdir's vocabularies.
+def data_identity(workdir: Name) -> dict[str, Any]:
+    """What identifies the data and the vocabularies that a workdir's model was trained on.
 
     Raises:
         FileNotFoundError: it is no workdir.
@@ -136,7 +154,7 @@ def vocabularies(workdir: str) -> object:
     path = path_of(workdir) / "data.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {path.name}")
-    return json.loads(path.read_text())["vocabularies"]
+    return json.loads(path.read_text())
 
 
 def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
@@ -152,6 +170,17 @@ def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
             f"{checkpoints.directory} has no checkpoint {checkpoint!r}; it has {steps or 'none'}"
         )
     return step
+
+
+def _params(checkpoints: Checkpoints, step: int, model: Model) -> Any:
+    try:
+        return checkpoints.restore_params(step, _shapes(model))
+    except Exception as error:  # damage shows as errors of many libraries
+        raise DataError(
+            f"{checkpoints.directory / str(step)} cannot be read: {type(error).__name__}: "
+            f"{str(error)[:300]}. Where settings of the model were changed, take them back; where "
+            f"it is damaged, name another by --checkpoint: there are {checkpoints.all_steps()}"
+        ) from error
 
 
 def _shapes(model: Model) -> Any:

@@ -269,3 +269,19 @@ def test_cut_sources_are_other_data(config):
 def test_data_of_before_there_was_truncation_are_the_same(config):
     manifest = prepare(config)
     assert "truncate_source" not in manifest["fingerprint"]
+
+
+def test_what_is_scored_has_a_reference(config, monkeypatch):
+    examples = ParallelText.examples
+
+    def some_without(source, split):
+        for number, example in enumerate(examples(source, split)):
+            without = number == 1 and split in lacking
+            yield dataclasses.replace(example, targets=()) if without else example
+
+    monkeypatch.setattr(ParallelText, "examples", some_without)
+    lacking = ("validation",)
+    with pytest.raises(DataError, match=r"'validation', example 2: it has no reference .* is 'c'"):
+        prepare(config)
+    lacking = ("train",)  # where it is dropped
+    assert prepare(config)["splits"]["train"]["dropped"]["empty"] == 3

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bidi import experiment
+from bidi.data.sources import DataError
 from bidi.evaluation import restore
 from bidi.evaluation.found import Tally
 from bidi.evaluation.restore import UnfitModelsError, load_system, restore_generator
@@ -68,6 +69,40 @@ def test_a_run_without_checkpoints(trained, tmp_path):
     for checkpoint in ("best", "latest"):
         with pytest.raises(FileNotFoundError, match=f"no checkpoint '{checkpoint}'; it has none"):
             load(workdir, checkpoint)
+
+
+def test_what_cannot_be_read_is_named_with_the_others(trained, tmp_path):
+    workdir = shutil.copytree(trained.both, tmp_path / "run")
+    path = workdir / "checkpoints" / str(STEPS)
+    with pytest.raises(DataError) as caught:
+        load(workdir, bindings=["Transformer.feedforward_size = 32"])
+    for says in (f"{path} cannot be read", "has shape", "were changed, take them back"):
+        assert says in str(caught.value)
+    progress = json.loads((path / "progress" / "metadata").read_text())
+    progress["checksums"]["params"] ^= 1
+    (path / "progress" / "metadata").write_text(json.dumps(progress))
+    with pytest.raises(DataError) as caught:
+        load(workdir)
+    for says in ("params has checksum", f"by --checkpoint: there are [{STEPS // 2}, {STEPS}]"):
+        assert says in str(caught.value)
+    assert load(workdir, str(STEPS // 2)).steps == (STEPS // 2,)
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_a_partner_that_cannot_search_so(trained, tmp_path):
+    workdir = shutil.copytree(trained.both, tmp_path / "partner")
+    config_file = workdir / "config.gin"
+    text = config_file.read_text().replace("Search.coupling = 'none'", "Search.coupling = 'paired'")
+    text = text.replace("Transformer.interaction = 'none'", "Transformer.interaction = 'layers'")
+    config_file.write_text(text)
+    says = f"--partner_workdir={workdir} is searched by its own .*beam_size = 3 is odd"
+    with pytest.raises(UnfitModelsError, match=says):
+        load(trained.l2r, partner=workdir, bindings=["Search.beam_size = 3"])
+
+
+def test_a_partner_is_given_as_many_tokens_at_once(trained):
+    system = load(trained.l2r, partner=trained.r2l, bindings=["Evaluation.batch_tokens = 64"])
+    assert [one._batching.batch_tokens for one in system.generators] == [64, 64]
 
 
 class Unvalidated:
