@@ -7,6 +7,7 @@ its objects one by one. What needs more than this interface has a function here.
 """
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import hashlib
@@ -19,6 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import IO
 
 from etils import epath
 
@@ -177,6 +179,22 @@ def move_directory(source: epath.Path, target: epath.Path) -> None:
             path.unlink()
 
 
+def lock(file: IO[str], *, wait: bool) -> bool:
+    """Locks an open file, for as long as it is open; False where its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and is not waited for.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        # Lustre by default, and some of those that are made of something else.
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            return False
+        raise
+    return True
+
+
 def fetched(path: epath.Path) -> pathlib.Path:
     """A file as one of this machine: itself, or a copy of what lies in a bucket, made once.
 
@@ -184,6 +202,7 @@ def fetched(path: epath.Path) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: there is none in the bucket.
+        PathError: copies cannot be kept there.
     """
     if not in_bucket(path):
         return on_disk(path)
@@ -193,8 +212,12 @@ def fetched(path: epath.Path) -> pathlib.Path:
     copy = cache / key / path.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     # Of the processes of a machine the first copies and the others wait; the lock ends with it.
-    with copy.with_name("lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with copy.with_name("lock").open("w") as held:
+        if not lock(held, wait=True):
+            raise PathError(
+                f"{cache} is on a file system without locks: name a directory of this machine's "
+                "own disk by $BIDI_CACHE"
+            )
         if not copy.exists():
             log.info("Copying %s to %s", path, cache)
             part = copy.with_name("part")

@@ -53,6 +53,9 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An installed copy may lie within a repository of something else.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout

@@ -11,7 +11,6 @@ without markers; one of examples/ is msgpack `[source, [target, ...]]`.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import itertools
@@ -31,7 +30,7 @@ from bidi.data.records import Records
 from bidi.data.sources import DataError, expand
 from bidi.data.splits import examples_file, pair_shards, write_split
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
-from bidi.files import in_bucket, matching, path_of, remove, upload_directory, write_whole
+from bidi.files import in_bucket, lock, matching, path_of, remove, upload_directory, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +154,10 @@ def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
     temporary.mkdir(exist_ok=True)
     # The lock ends with the process, however that ends, and goes where the directory goes: whoever
     # opened it before the rename finds the manifest in place once it gets the lock.
-    with (temporary / _LOCK).open("w") as lock:
+    with (temporary / _LOCK).open("w") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(held, wait=False):
+                log.warning("%s has no locks: see that no second process prepares it", directory)
         except BlockingIOError as error:
             raise DataError(f"another process is preparing {directory}: wait for it") from error
         for path in temporary.iterdir():

@@ -137,10 +137,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a full disk shows as errors of many libraries
-            # What another thread still writes there the next start removes; in a bucket all of it,
-            # where a checkpoint that is not finished lies under its own name.
-            for path in matching(self.directory, "*.orbax-checkpoint-tmp"):
-                remove(path)
+            # What another thread still writes there the next start removes.
+            self._remove_unfinished()
             raise FailedSaveError(
                 f"The checkpoint of step {self._saving} cannot be written to {self.directory}: "
                 f"{type(error).__name__}: {str(error)[:200]}"
@@ -151,7 +149,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """State and progress of the newest checkpoint that can be read; None if there is none.
 
-        Checkpoints that cannot be read are said and set aside, under a name of their own.
+        Checkpoints that cannot be read are said and set aside, under a name of their own. What a
+        save left that was killed is removed: only who trains here may call this.
 
         Args:
             state: of the shapes and on the devices that the restored one shall have.
@@ -161,6 +160,7 @@ class Checkpoints:
             ProcessesError: it was saved by another number of processes.
             UnreadableError: there are checkpoints, and none can be read.
         """
+        distributed.from_first(self._remove_unfinished)
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures = []
         for step in steps:
@@ -273,6 +273,11 @@ class Checkpoints:
                     log.error("Checkpoint of step %s has damaged metrics: %s", step, error)
                     steps.append(int(step))
         return steps
+
+    def _remove_unfinished(self) -> None:
+        """Not in a bucket, where it lies under its step's own name until that is saved again."""
+        for path in matching(self.directory, "*.orbax-checkpoint-tmp"):
+            remove(path)
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames checkpoints that cannot be read: their steps will be saved anew."""

@@ -1,7 +1,6 @@
 """A workdir belongs to one run at a time."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -10,11 +9,12 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from bidi.files import in_bucket, on_disk
+from bidi.files import in_bucket, lock, on_disk
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
+_NOTHING_KEEPS_OUT = "nothing keeps a second run out: see that there is none, or both will spoil it"
 
 
 class InUseError(RuntimeError):
@@ -29,7 +29,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     process, however that ends: a file that a killed run left behind locks nothing. While it is held
     it names the process.
 
-    In a bucket there are no locks: it says so, and holds nothing.
+    In a bucket there are no locks, nor on some file systems: it says so, and keeps nobody out.
 
     Raises:
         InUseError: another process holds it.
@@ -38,27 +38,24 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         yield
         return
     if in_bucket(workdir):
-        log.warning(
-            "%s is in a bucket, where nothing keeps a second run out: see that there is none, or "
-            "both will spoil it",
-            workdir,
-        )
+        log.warning("%s is in a bucket: %s", workdir, _NOTHING_KEEPS_OUT)
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with on_disk(workdir / LOCK_FILE).open("a+") as lock:
+    with on_disk(workdir / LOCK_FILE).open("a+") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(held, wait=False):
+                log.warning("%s has no locks: %s", workdir, _NOTHING_KEEPS_OUT)
         except BlockingIOError as error:
-            lock.seek(0)
+            held.seek(0)
             raise InUseError(
-                f"another run is at work in {workdir} ({lock.read() or 'it has just started'}): "
+                f"another run is at work in {workdir} ({held.read() or 'it has just started'}): "
                 "wait for it or stop it, or choose another --workdir"
             ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {socket.gethostname()}")
+        held.flush()
         try:
             yield
         finally:
-            lock.truncate(0)
+            held.truncate(0)

@@ -299,9 +299,12 @@ def test_whatever_is_damaged_no_wrong_state_comes_back(saved, tmp_path_factory, 
 
 def test_a_save_cut_off_is_not_seen_and_its_step_can_be_saved(run):
     run.save(3)
-    shutil.copytree(
-        run.workdir / "checkpoints" / "3", run.workdir / "checkpoints" / "5.orbax-checkpoint-tmp"
-    )
+    begun = run.workdir / "checkpoints" / "5.orbax-checkpoint-tmp"
+    shutil.copytree(run.workdir / "checkpoints" / "3", begun)
+    with run as checkpoints:  # who only reads does not know but that it is being written
+        assert checkpoints.all_steps() == [3]
+    assert begun.exists()
     assert run.restore() == 3
+    assert not begun.exists()
     run.save(5)
     assert run.restore() == 5
