@@ -33,7 +33,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "A file for outputs; stdout by def
 _N_BEST = flags.DEFINE_integer(
     "n_best", 1, "Lines a source, best output first; empty where there are fewer.", lower_bound=1
 )
-_SCORES = flags.DEFINE_bool("scores", False, "Puts the score and a tab before each output.")
+_SCORES = flags.DEFINE_bool(
+    "scores", False, "Puts what outputs are ranked by and a tab before each."
+)
 _JSON = flags.DEFINE_bool(
     "json", False, "One JSON object a source: outputs of each direction, and which way won."
 )

@@ -236,6 +236,10 @@ def test_agreement_chooses_as_tuned(trained, translate, agreement, texts):
         by_two = translate(*arguments, partner, stdin=encode(SOURCES), workdir=two)
         assert by_one == by_two
         assert len(by_one) == len(SOURCES) * (3 if arguments == ["--n_best=3"] else 1)
+    both = translate("--scores", "--n_best=3", stdin=encode(SOURCES), workdir=one, bindings=rescore)
+    for start in range(0, len(both), 3):
+        scores = [float(line.partition("\t")[0]) for line in both[start : start + 3] if line]
+        assert scores == sorted(scores, reverse=True)
     assert by_one[::3] != texts
     assert by_one[::3] == translate(stdin=encode(SOURCES), workdir=one, bindings=rescore)
     records = translate(partner, "--json", stdin=encode(SOURCES), workdir=two)
@@ -250,6 +254,11 @@ def test_agreement_must_have_been_tuned(trained, translate, agreement):
             translate(
                 stdin=b"abc\n", workdir=workdir, bindings=["Agreement.rescore = True", *bindings]
             )
+
+
+def test_two_models_must_have_been_tuned(trained, translate):
+    with pytest.raises(verb.UserError, match="with the same flags first, or pass one model"):
+        translate(f"--partner_workdir={trained.r2l}", stdin=b"abc\n", workdir=trained.l2r)
 
 
 def test_what_is_missing_is_named(trained, translate, tmp_path):

@@ -44,11 +44,14 @@ class Candidates:
     second: np.ndarray
 
     def ranked(self, choice: Choice) -> tuple[Hypothesis, ...]:
-        """The hypotheses, that with the best sum first."""
+        """The hypotheses, that with the best sum first; the sum is their score."""
         lengths = np.array([len(hypothesis.tokens) + 1 for hypothesis in self.hypotheses])
         sums = choice.weight * self.first + (1 - choice.weight) * self.second
-        order = np.argsort(-sums / lengths**choice.alpha, kind="stable")
-        return tuple(self.hypotheses[index] for index in order)
+        scores = sums / lengths**choice.alpha
+        return tuple(
+            dataclasses.replace(self.hypotheses[index], score=float(scores[index]))
+            for index in np.argsort(-scores, kind="stable")
+        )
 
     def choose(self, choice: Choice) -> Hypothesis | None:
         """The hypothesis with the best sum, None for an empty source."""

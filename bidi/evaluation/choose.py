@@ -85,7 +85,7 @@ class System:
     def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:
         """The outputs of each source without repeats, best first; none for an empty source."""
         if self.choice is None:
-            return [_winner_first(one) for one in found]
+            return [_winner_first(one, self.search.rank_unfinished) for one in found]
         pools = self._pools(sources, found)
         return [pool.ranked(self.choice) for pool in pools]
 
@@ -146,8 +146,11 @@ class System:
         }
 
 
-def _winner_first(found: Found) -> tuple[Hypothesis, ...]:
+def _winner_first(found: Found, rank_unfinished: bool) -> tuple[Hypothesis, ...]:
+    """`rank_unfinished`: whether the others compete by score alone, see `SearchConfig`."""
     if found.winner is None:
         return ()
-    others = (hypothesis for hypothesis in found.all if hypothesis.tokens != found.winner.tokens)
+    others = [hypothesis for hypothesis in found.all if hypothesis.tokens != found.winner.tokens]
+    if rank_unfinished:
+        others.sort(key=lambda hypothesis: -hypothesis.score)
     return (found.winner, *others)

@@ -13,7 +13,7 @@ class Hypothesis:
         direction: which stream wrote it, or `joint`; with the model's number where `together` gave
             it one.
         log_prob: of tokens and end marker, by that stream.
-        score: `log_prob` over the length penalty.
+        score: `log_prob` over the length penalty; of what was rescored, what it was ranked by.
         finished: whether the stream wrote its end marker.
     """
 

@@ -1,4 +1,4 @@
-import math
+import dataclasses
 
 import numpy as np
 import pytest
@@ -120,7 +120,11 @@ def test_empty_sources_keep_their_place():
     empty = Found({"l2r": (), "r2l": ()}, None)
     pools = candidates(["", "abc", ""], [empty, BOTH, empty], [Scorer(l2r=L2R, r2l=R2L)])
     chosen = [pool.choose(Choice(0.5, 1.0)) for pool in pools]
-    assert chosen == [None, LEFT[0], None]
+    assert [one and (one.tokens, one.direction) for one in chosen] == [
+        None,
+        (LEFT[0].tokens, LEFT[0].direction),
+        None,
+    ]
     assert [len(pool.ranked(Choice(0.5, 1.0))) for pool in pools] == [0, 2, 0]
 
 
@@ -141,7 +145,7 @@ def test_the_best_weighted_sum_is_chosen(weight, alpha, tokens):
     choice = Choice(weight, alpha)
     assert pool.choose(choice).tokens == tokens
     assert pool.ranked(choice)[0] == pool.choose(choice)
-    assert set(pool.ranked(choice)) == set(pool.hypotheses)
+    assert {one.tokens for one in pool.ranked(choice)} == {one.tokens for one in pool.hypotheses}
 
 
 log_probs = st.floats(-50, -0.01)
@@ -154,7 +158,10 @@ log_probs = st.floats(-50, -0.01)
 )
 def test_candidates_are_ranked_by_the_weighted_sum(rows, weight, alpha):
     pool = Candidates(
-        tuple(hypothesis([6] * length) for length, _, _ in rows),
+        tuple(
+            dataclasses.replace(hypothesis([6] * length), log_prob=float(place))
+            for place, (length, _, _) in enumerate(rows)
+        ),
         np.array([left for _, left, _ in rows]),
         np.array([right for _, _, right in rows]),
     )
@@ -164,12 +171,11 @@ def test_candidates_are_ranked_by_the_weighted_sum(rows, weight, alpha):
     ]
     ranked = pool.ranked(Choice(weight, alpha))
     places = sorted(range(len(rows)), key=lambda place: -sums[place])
+    assert sorted(one.log_prob for one in ranked) == list(range(len(rows)))
     for one, place in zip(ranked, places, strict=True):
-        # By identity of the sum, as equal sums (to rounding) may come in any order.
-        assert any(
-            math.isclose(sums[other], sums[place], rel_tol=1e-9) and one is pool.hypotheses[other]
-            for other in range(len(rows))
-        )
+        # Sums that are equal, to rounding, may come in any order.
+        assert one.score == pytest.approx(sums[place], rel=1e-9)
+        assert one.score == pytest.approx(sums[int(one.log_prob)], rel=1e-9)
 
 
 def test_tune_takes_the_best_of_the_grid():

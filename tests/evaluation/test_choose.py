@@ -58,13 +58,20 @@ def test_the_better_end_comes_first(both):
     assert max(map(len, ranked)) > 4
 
 
-def test_a_winner_that_is_not_the_best_by_score_stays_first(both):
-    """As when unfinished hypotheses compete."""
+def test_unfinished_ones_come_last_or_by_score(both):
     one = both.find(["abc"])[0]
     left, right = (listed[0] for listed in one.n_best.values())
-    cut = dataclasses.replace(left, finished=False, score=0.0, tokens=(*left.tokens, 6))
-    found = Found({"l2r": (cut,), "r2l": (right,)}, cut)
-    assert both.rank(["abc"], [found]) == [(cut, right)]
+    left = dataclasses.replace(left, finished=True, score=-3.0)
+    right = dataclasses.replace(right, finished=True, score=-2.0)
+    cut, worse = (
+        dataclasses.replace(left, finished=False, score=score, tokens=(*left.tokens, token))
+        for score, token in ((-1.0, 6), (-2.5, 7))
+    )
+    found = Found({"l2r": (cut, worse, left), "r2l": (right,)}, cut)
+    assert both.rank(["abc"], [found]) == [(cut, right, left, worse)]
+    ranking = dataclasses.replace(both.search, rank_unfinished=True)
+    ranking = dataclasses.replace(both, searches=(ranking,))
+    assert ranking.rank(["abc"], [found]) == [(cut, right, worse, left)]
 
 
 def test_a_system_without_a_choice_finds_single_outputs(both, agreeing):
