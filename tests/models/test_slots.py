@@ -100,8 +100,14 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("interact", [True, False])
-@pytest.mark.parametrize(("ways", "together", "config"), SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize(
+    ("ways", "together", "config", "interact"),
+    [
+        pytest.param(*search, interact, id=f"{name}, {interact}")
+        for name, search in SEARCHES.items()
+        for interact in ([False] if search[2]["interaction"] == "none" else [True, False])
+    ],
+)
 def test_histories_are_read_where_they_were_written(ways, together, config, interact):
     model = tiny.make_model(ways, **config)
     params = tiny.random_params(model)
