@@ -68,8 +68,8 @@ find_python() {
     fi
   done
   echo "No Python 3.11 or newer that can make virtual environments was found (tried python3.11 to" \
-    "python3.14 and python3). Install one, on Debian or Ubuntu by:" \
-    "apt-get install python3 python3-venv" >&2
+    "python3.14 and python3). Install one, on Debian or Ubuntu by: apt-get install python3" \
+    "python3-venv; on Ubuntu 22.04, whose python3 is older: python3.11 python3.11-venv" >&2
   return 1
 }
 

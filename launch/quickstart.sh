@@ -30,6 +30,10 @@ while (($#)); do
       shift
       ;;
     --workdir=*) workdir=${1#*=} ;;
+    --workdir)
+      workdir=${2:?"--workdir needs a value: which directory?"}
+      shift
+      ;;
     *) train_options+=("$1") ;;
   esac
   shift
@@ -50,9 +54,10 @@ printf '\n== Done in %d min %d s. Next:\n\n' $((SECONDS / 60)) $((SECONDS % 60))
 if [[ "$started_in" != "$repository" ]]; then
   printf '  cd %q\n' "$repository"
 fi
+printf -v quoted %q "$workdir"
 cat <<EOF
   # pronounce words of your own, one a line
-  printf '%s\n' bidirectional serendipity | .venv/bin/python -m bidi.translate --workdir=$workdir
+  printf '%s\n' bidirectional serendipity | .venv/bin/python -m bidi.translate --workdir=$quoted
   # see what else translate can do: n-best lists, scores, both directions
   .venv/bin/python -m bidi.translate --help
   # check the whole by tests

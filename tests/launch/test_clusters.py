@@ -110,7 +110,9 @@ def test_help(script):
 
 def test_slurm():
     (command,) = commands(call("slurm.sbatch", "--dry_run", *TRAIN))
-    assert command.startswith("srun ")
+    assert command.startswith("srun --cpus-per-task=1 ")
+    (command,) = commands(call("slurm.sbatch", "--dry_run", *TRAIN, SLURM_CPUS_PER_TASK="8"))
+    assert command.startswith("srun --cpus-per-task=8 ")
     assert command.endswith(
         r"python -m bidi.train --distributed --gin_file=a\ b.gin --workdir=/mnt/shared/run"
     )
@@ -129,7 +131,7 @@ def a_machine(tmp_path, states):
     )
     gcloud.chmod(0o755)
     sleep = tmp_path / "sleep"
-    sleep.write_text("#!/usr/bin/env bash\n")
+    sleep.write_text(f"#!/usr/bin/env bash\necho $1 >>{tmp_path}/slept\n")
     sleep.chmod(0o755)
     return f"{tmp_path}:{os.environ['PATH']}"
 
@@ -144,9 +146,41 @@ def test_a_preempted_machine_is_made_again(tmp_path):
     ]
 
 
+def test_a_preemption_may_be_told_late(tmp_path):
+    path = a_machine(tmp_path, ["", "READY", "READY", "STOPPING", "STOPPING", "PREEMPTED", ""])
+    done = call("tpu_vm.sh", "run", "--zone=z", "--", *TRAIN, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().split() == [
+        *("list", "create", "scp", "ssh", "ssh", "list", "list", "list"),
+        *("list", "list", "delete", "create", "scp", "ssh", "ssh"),
+    ]
+
+
 def test_a_run_that_fails_by_itself_is_not_tried_again(tmp_path):
-    path = a_machine(tmp_path, ["READY", "READY"])
+    path = a_machine(tmp_path, ["READY"] * 20)
     done = call("tpu_vm.sh", "run", "--zone=z", "--", *TRAIN, PATH=path)
     assert done.returncode == 2
-    assert "training failed" in done.stderr
-    assert (tmp_path / "calls").read_text().split() == ["list", "scp", "ssh", "ssh", "list"]
+    assert "train failed, and bidi is still there" in done.stderr
+    assert (tmp_path / "calls").read_text().split() == ["list", "scp", "ssh", "ssh", *["list"] * 8]
+    assert (tmp_path / "slept").read_text().split() == ["15"] * 8
+
+
+def test_a_machine_that_is_not_heard_at_first_is_asked_again(tmp_path):
+    path = a_machine(tmp_path, [""])
+    (tmp_path / "trained").touch()
+    gcloud = tmp_path / "gcloud"
+    silent = '[[ "$4" != scp || -e heard ]] || { touch heard; exit 1; }\n'
+    gcloud.write_text(gcloud.read_text() + silent)
+    done = call("tpu_vm.sh", "run", "--zone=z", "--delete", "--", *TRAIN, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().split() == [
+        *("list", "create", "scp", "scp", "ssh", "ssh", "delete"),
+    ]
+
+
+def test_without_an_answer_nothing_is_made(tmp_path):
+    path = a_machine(tmp_path, [""])
+    (tmp_path / "gcloud").write_text("#!/usr/bin/env bash\nexit 1\n")
+    done = call("tpu_vm.sh", "run", "--zone=z", "--", *TRAIN, PATH=path)
+    assert done.returncode == 2
+    assert "gcloud does not say how bidi is" in done.stderr
