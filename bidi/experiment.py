@@ -90,6 +90,16 @@ class Experiment:
         """Whether source and target have one vocabulary."""
         return self.data.target_vocabulary is None
 
+    @property
+    def max_source_length(self) -> int:
+        """Source tokens, without marker, that a search reads: what fits a row of training.
+
+        Where training cut its sources, a search cuts them alike.
+        """
+        if self.data.truncate_source:
+            return self.data.max_source_length
+        return self.batches.source_length - 1
+
     def make_trainer(self, source: Vocabulary, target: Vocabulary) -> Trainer:
         """What an update is made of, for these vocabularies."""
         return Trainer(

@@ -21,7 +21,6 @@ from bidi.benchmarking.updates import update_flops
 from bidi.data import pipeline
 from bidi.data.vocabulary import FIRST_TEXT_ID, Vocabulary
 from bidi.evaluation.generate import Generator
-from bidi.evaluation.restore import max_source_length
 from bidi.experiment import Experiment
 from bidi.models.config import TransformerConfig
 
@@ -53,7 +52,8 @@ class Roofline:
     """The least time that a program takes on a chip, by each of its limits.
 
     Attributes:
-        compute: seconds of matrix products at the peak rate.
+        compute: seconds of matrix products at the peak rate, which is that of bfloat16 whatever the
+            program's dtype: in float32 they take twice as long at least.
         memory: seconds of traffic with main memory.
         interconnect: seconds of sending.
     """
@@ -133,7 +133,7 @@ def search(
         experiment.streams,
         source,
         target,
-        max_source_length(experiment),
+        experiment.max_source_length,
         experiment.evaluation,
         own,
     )

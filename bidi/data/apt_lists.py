@@ -8,7 +8,8 @@ import lzma
 import pathlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bidi.data.sources import DataError, decode_lines
@@ -81,7 +82,7 @@ def _stanzas(directory: pathlib.Path, kind: str) -> Iterator[dict[str, str]]:
         stanza: dict[str, str] = {}
         field = ""
         with _open(path) as file:
-            for line in itertools.chain(decode_lines(file, str(path)), [""]):
+            for line in itertools.chain(_lines(file, path), [""]):
                 if not line:
                     if stanza:
                         yield stanza
@@ -93,6 +94,13 @@ def _stanzas(directory: pathlib.Path, kind: str) -> Iterator[dict[str, str]]:
                     if not colon:
                         raise DataError(f"{path}: {line[:80]!r} is no line of a list of apt")
                     stanza[field] = value.strip()
+
+
+def _lines(file: Iterable[bytes], path: pathlib.Path) -> Iterator[str]:
+    try:
+        yield from decode_lines(file, str(path))
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
 
 
 def _open(path: pathlib.Path) -> Any:

@@ -310,7 +310,7 @@ def read_lines(path: epath.Path) -> Iterator[str]:
 
 
 def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Lines without their ends: newline and carriage return, not U+2028 and such.
+    """Lines without their ends: newline and carriage return, not U+2028 and such; nor a first BOM.
 
     Args:
       lines: As a binary file gives them.
@@ -324,7 +324,7 @@ def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
             text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
         except UnicodeDecodeError as error:
             raise DataError(f"{name}, line {number}: not UTF-8: {error}") from error
-        yield text
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _sha256(path: epath.Path) -> str:

@@ -53,20 +53,10 @@ def restore_generator(
         experiment.streams,
         source,
         target,
-        max_source_length(experiment),
+        experiment.max_source_length,
         experiment.evaluation,
     )
     return generator, step
-
-
-def max_source_length(experiment: Experiment) -> int:
-    """Source tokens, without marker, that the model is given: what fits a row of training.
-
-    Where training cut its sources, a search cuts them alike.
-    """
-    if experiment.data.truncate_source:
-        return experiment.data.max_source_length
-    return experiment.batches.source_length - 1
 
 
 def load_system(

@@ -45,8 +45,8 @@ def paired_bootstrap(
       seed: of the resampling; the same seed gives the same answer.
 
     Raises:
-      ValueError: no examples, unequal numbers of them, or an example whose denominator is not
-        positive (a resample of such alone would have no rate).
+      ValueError: no examples, unequal numbers of them, or denominators that do not add up to more
+        than 0, or did not in a resample, where most are 0 (references that are empty).
     """
     # --> [4, N]: both numerators, both denominators
     return _bootstrap(_stack(errors_a, errors_b), _difference, samples, seed)
@@ -85,7 +85,10 @@ def _bootstrap(
         drawn_N = rng.integers(examples, size=examples)
         # How often each example was drawn. Sums stay integers: equal systems differ by exactly 0.
         times_N = np.bincount(drawn_N, minlength=examples)
-        differences_M[m] = statistic(counts_KN @ times_N)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            differences_M[m] = statistic(counts_KN @ times_N)
+    if not np.isfinite(differences_M).all():
+        raise ValueError("too many denominators are 0 (empty references?): leave such examples out")
     tail = (100 - _CONFIDENCE) / 2
     low, high = np.percentile(differences_M, [tail, 100 - tail])
     one_side = min(int((differences_M <= 0).sum()), int((differences_M >= 0).sum()))
@@ -153,11 +156,9 @@ def _stack(errors_a: Errors, errors_b: Errors) -> np.ndarray:
             f"{numbers[2]} and {numbers[3]} for b"
         )
     for name, errors in (("a", errors_a), ("b", errors_b)):
-        (bad,) = np.nonzero(np.asarray(errors.denominators) <= 0)
-        if bad.size:
+        if not (min(errors.denominators) >= 0 < sum(errors.denominators)):
             raise ValueError(
-                f"example {bad[0]} of system {name} has the denominator "
-                f"{errors.denominators[bad[0]]} (an empty reference?): leave such examples out"
+                f"system {name} has denominators below 0, or none above (no references?)"
             )
     return np.stack(
         [

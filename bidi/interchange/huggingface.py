@@ -7,7 +7,8 @@ Where its search differs from ours: it divides by n^alpha, whatever the length p
 end marker in both); every source has the greatest length of the longest; a hypothesis cut off there
 competes with those that ended; and it may end too early, see `early_stopping` below. Its layer
 normalisation adds 1e-5 to the variance and flax's 1e-6, which moves a log-probability by some 1e-5
-a token. It computes in float32, whatever the model's dtype.
+a token. It computes in float32, whatever the model's dtype. MarianTokenizer takes `>>xx<<` at the
+head of a text for the name of a language; for ours it is text.
 """
 
 import json
@@ -90,11 +91,11 @@ def export_files(
 
 def _positions(experiment: Experiment) -> int:
     """Of the longest source, its end marker included, and the longest output."""
-    return max(experiment.batches.source_length, _longest_output(experiment))
+    return max(experiment.max_source_length + 1, _longest_output(experiment))
 
 
 def _longest_output(experiment: Experiment) -> int:
-    longest_source = np.array(experiment.batches.source_length - 1)
+    longest_source = np.array(experiment.max_source_length)
     return int(experiment.search.max_length(longest_source))
 
 
@@ -176,7 +177,9 @@ def _tokenizer_config(experiment: Experiment, source: Vocabulary, joint: bool) -
             piece for token, piece in enumerate(pieces) if token not in (PAD, UNK, EOS)
         ],
         "separate_vocabs": not joint,
-        "model_max_length": experiment.batches.source_length,
+        "model_max_length": experiment.max_source_length + 1,
+        # A text that spells a marker does not mean it.
+        "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
 

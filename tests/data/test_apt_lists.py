@@ -106,6 +106,16 @@ def test_what_is_no_list_is_named(tmp_path):
         apt_lists.read(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".bz2", ".gz", ".xz"])
+@pytest.mark.parametrize("damage", ["cut off", "another format"])
+def test_a_damaged_list_is_named(tmp_path, suffix, damage):
+    packed = PACKERS[suffix](PACKAGES.encode())
+    content = packed[: len(packed) // 2] if damage == "cut off" else b"rubbish" * 30
+    (tmp_path / f"deb_Packages{suffix}").write_bytes(content)
+    with pytest.raises(DataError, match=rf"deb_Packages\{suffix} cannot be unpacked: \S"):
+        apt_lists.read(tmp_path)
+
+
 def test_lists_that_cannot_be_unpacked(tmp_path, monkeypatch):
     (tmp_path / "deb_Packages.lz4").write_bytes(b"\x04\x22\x4d\x18 and rubbish")
     if apt_lists._APT_HELPER.is_file():

@@ -39,6 +39,11 @@ def test_lines_are_paired_and_kept_as_they_are(parallel, suffix):
     ]
 
 
+def test_a_byte_order_mark_is_no_text(parallel):
+    text = parallel("\ufeffa\n\ufeffb\n", "\ufeff1\n2\n")
+    assert list(text.examples("train")) == [Example("a", ("1",)), Example("\ufeffb", ("2",))]
+
+
 def test_several_references(parallel):
     text = parallel("a\nb\n", "1\n2\n", "I\nII\n")
     assert [e.targets for e in text.examples("train")] == [("1", "I"), ("2", "II")]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.evaluation.metrics import Errors, word_errors
+from bidi.evaluation.metrics import Errors, token_errors, word_errors
 from bidi.evaluation.significance import bootstrap_ratio, error_overlap, paired_bootstrap
 
 
@@ -119,12 +119,22 @@ def test_a_better_system_is_found_from_strings():
     assert result["p"] < 0.01
 
 
+def test_an_empty_reference_is_an_example_as_others():
+    references = [["a b"], ["c"], [""]] * 20
+    a = token_errors(["a b", "d", ""] * 20, references)
+    b = token_errors(["a", "c", "x"] * 20, references)
+    result = paired_bootstrap(a, b, samples=500, seed=0)
+    assert result["difference"] == pytest.approx(a.percent - b.percent)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
         (errors([1, 2]), errors([1]), "got 2 numerators and 2 denominators for a, 1 and 1 for b"),
         (errors([]), errors([]), "at least one"),
-        (errors([1]), errors([1], [0]), r"example 0 of system b has the denominator 0"),
+        (errors([1]), errors([1], [0]), r"system b has denominators below 0, or none above"),
+        (errors([1, 1], [2, -1]), errors([1, 1]), r"system a has denominators below 0"),
+        (errors([1] * 9, [1] + [0] * 8), errors([1] * 9), "too many denominators are 0"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(a, b, message):

@@ -118,6 +118,15 @@ def test_positions_suffice_for_the_longest_source_and_output():
         Layout(files).log_probs(np.full(9, 6), np.full(min(cap, 26), 6))
 
 
+def test_sources_are_cut_as_ours():
+    experiment = make_experiment(search=SearchConfig(coupling="none", max_length_offset=1))
+    cutting = dataclasses.replace(experiment.data, truncate_source=True, max_source_length=4)
+    files = export(dataclasses.replace(experiment, data=cutting))[2]
+    assert read(files, "tokenizer_config.json")["model_max_length"] == 5
+    assert read(files, "generation_config.json")["max_new_tokens"] == 9
+    assert read(files, "config.json")["max_position_embeddings"] == 9
+
+
 def test_one_direction_alone():
     """A model of one way is what it is, whatever its name."""
     for direction in ("l2r", "r2l"):
@@ -173,6 +182,7 @@ def test_tokenizer_has_our_ids():
             assert read(files, ids) == {piece: token for token, piece in enumerate(pieces)}
         config = read(files, "tokenizer_config.json")
         assert config["separate_vocabs"] != joint
+        assert config["split_special_tokens"]
         special = {PAD: "pad_token", UNK: "unk_token", EOS: "eos_token"}
         assert [config[name] for name in special.values()] == Vocabulary(MANY).pieces(special)
         rest = [token for token in range(FIRST_TEXT_ID) if token not in special]
