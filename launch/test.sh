@@ -29,9 +29,7 @@ check() {
 check "ruff format" python -m ruff format --check
 check "ruff check" python -m ruff check
 check mypy python -m mypy
-if command -v shellcheck >/dev/null; then
-  check shellcheck shellcheck --external-sources launch/*.sh .ci/run
-fi
+check shellcheck shellcheck --external-sources .ci/run launch/*.{sh,sbatch} experiments/*/{,*/}*.sh
 # Two processes: compiling, of which most tests consist, keeps a single core busy.
 check pytest python -m pytest -n 2 --dist loadfile "$@"
 
