@@ -66,6 +66,33 @@ class _Side:
         }
 
 
+class _OutOfReach:
+    """References that no output equals: of unknown tokens, or changed by the normalisation."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._seen = self._counted = 0
+        self._first = ""
+
+    def add(self, reference: str) -> None:
+        self._seen += 1
+        written = self._vocabulary.decode(self._vocabulary.encode(reference))
+        if written.split() != reference.split():
+            self._counted += 1
+            self._first = self._first or f"{reference[:80]!r} would be {written[:80]!r}"
+
+    def log(self, split: str) -> None:
+        if self._counted:
+            log.warning(
+                "%s: %d of %d references can never be written (Vocabulary.normalization, "
+                ".character_coverage): %s",
+                split,
+                self._counted,
+                self._seen,
+                self._first,
+            )
+
+
 def write_split(
     config: DataConfig, split: str, vocabularies: dict[str, Vocabulary], directory: epath.Path
 ) -> dict[str, Any]:
@@ -73,6 +100,7 @@ def write_split(
     sides = {"source": _Side(), "target": _Side()}
     dropped = {"empty": 0, "source_too_long": 0, "target_too_long": 0}
     digest = hashlib.sha256()
+    out_of_reach = _OutOfReach(vocabularies["target"])
     examples = pairs = truncated = 0
     last_log = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -92,6 +120,8 @@ def write_split(
                         f"by; its source is {example.source[:80]!r}"
                     )
                 texts.write(record)
+                for target in example.targets:
+                    out_of_reach.add(target)
             for ids in _encode(example, vocabularies):
                 if reason := _reason_to_drop(ids, config):
                     dropped[reason] += 1
@@ -111,6 +141,7 @@ def write_split(
             f"split {split!r}: none of {examples} examples is usable; dropped {dropped}"
         )
     log.info("%s: %d examples, %d pairs, dropped %s", split, examples, pairs, dropped)
+    out_of_reach.log(split)
     return {
         "examples": examples,
         "pairs": pairs,

@@ -285,3 +285,12 @@ def test_what_is_scored_has_a_reference(config, monkeypatch):
         prepare(config)
     lacking = ("train",)  # where it is dropped
     assert prepare(config)["splits"]["train"]["dropped"]["empty"] == 3
+
+
+def test_references_that_cannot_be_written_are_said(config, tmp_path, caplog):
+    prepare(config)
+    assert "can never be written" not in caplog.text
+    (tmp_path / "test.tgt").write_text("yx\n½\ny  x\n")
+    prepare(dataclasses.replace(config, directory=str(tmp_path / "other")))
+    assert "test: 1 of 3 references can never be written" in caplog.text
+    assert "'½' would be '" in caplog.text
