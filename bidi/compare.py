@@ -38,7 +38,7 @@ def main(bindings: list[str]) -> None:
     if flags.FLAGS.gin_file:
         raise verb.UserError("--gin_file is not for this verb: --a has its config")
     path_a, path_b = path_of(_A.value), path_of(_B.value)
-    report, other = (json.loads(path.read_bytes()) for path in (path_a, path_b))
+    report, other = _report(path_a), _report(path_b)
     split = report["split"]
     if split != other["split"]:
         raise verb.UserError(
@@ -82,6 +82,14 @@ def main(bindings: list[str]) -> None:
         f"{overlap['only_b']:.2f} %; correlation {overlap['correlation']:.3f}",
         soft_wrap=True,
     )
+
+
+def _report(path: epath.Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_bytes())
+        return {"split": report["split"], "config": report["config"]} | report
+    except (ValueError, TypeError, KeyError) as error:
+        raise verb.UserError(f"{path} is no report of bidi.evaluate ({error!r})") from None
 
 
 def _outputs(report: epath.Path) -> list[str]:

@@ -90,7 +90,7 @@ def read_file(path: str | os.PathLike[str], bindings: Bindings, including: tuple
     if name in including:
         raise ConfigError(f"{name} includes itself: {' -> '.join((*including, name))}")
     try:
-        text = path_of(name).read_text(encoding="utf-8")
+        text = path_of(name).read_text(encoding="utf-8-sig")
     except (OSError, PathError, UnicodeDecodeError) as error:
         by = f"included by {including[-1]}" if including else "given by --gin_file"
         raise ConfigError(f"{name} ({by}) cannot be read: {error}") from error

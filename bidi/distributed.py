@@ -61,6 +61,7 @@ def initialize() -> None:
     detected = flags.FLAGS.distributed
     if coordinator is None and not detected:
         return
+    _keep_standard_output()
     # jax takes SIGTERM for itself, and only a loop that asks jax for it would ever notice.
     former = signal.getsignal(signal.SIGTERM)
     try:
@@ -83,6 +84,16 @@ def initialize() -> None:
     if not is_first():
         logging.getLogger("bidi").setLevel(logging.ERROR)
     log.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+def _keep_standard_output() -> None:
+    """For what this program prints: Gloo says there that it is connected, in front of outputs."""
+    if sys.stdout is None:
+        return
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(ours, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: PTH123, SIM115
 
 
 def _named_by_flags() -> tuple[str, int, int] | tuple[None, None, None]:

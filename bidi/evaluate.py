@@ -134,7 +134,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
     """What is not as the workdir's config and `--checkpoint` have it by themselves."""
     before = (models.workdir / experiment.CONFIG_FILE).read_text()
     parts = [
-        difference.name.rpartition(".")[2] + _in_a_name(str(difference.new))
+        difference.name.removeprefix("Search.") + _in_a_name(str(difference.new))
         for difference in config.differences(before, models.config)
         if difference.name not in {*unnamed, *_NEUTRAL}
     ]
@@ -146,6 +146,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
 
 
 def _in_a_name(text: str) -> str:
+    text = re.sub(r"-(?=[\d.]+)", "minus", text)
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 

@@ -54,7 +54,8 @@ def path_of(name: Name) -> epath.Path:
         raise PathError(
             f"{text!r}: paths are of this machine or in a bucket of Google Cloud Storage (gs://...)"
         )
-    return epath.Path(text)
+    # A shell does not: `--workdir=~/runs` has it in the middle of a word. Nor is `~x` an error.
+    return epath.Path(text if in_bucket(text) else os.path.expanduser(text))  # noqa: PTH111
 
 
 def in_bucket(path: Name) -> bool:
@@ -115,8 +116,11 @@ def writing_whole(path: epath.Path) -> Iterator[pathlib.Path]:
             _upload(written, path)
         return
     temporary = on_disk(path.with_name(path.name + ".tmp"))
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

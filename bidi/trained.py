@@ -39,8 +39,8 @@ class Trained:
 
     @property
     def agreement_file(self) -> epath.Path:
-        """Where the choice of agreement is kept."""
-        return self.workdir / "eval" / "agreement.json"
+        """Where the choices of agreement are kept."""
+        return self.workdir / "eval" / "agreement_choices.json"
 
 
 def load(bindings: list[str]) -> Trained | None:

@@ -65,9 +65,15 @@ def main(bindings: list[str]) -> None:
             _translate(system, nowhere)
         return
     if output is None:
+        if sys.stdout is None:
+            raise verb.UserError("stdout is closed: name a file by --output")
         if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale
             sys.stdout.reconfigure(encoding="utf-8")
-        _translate(system, sys.stdout)
+        try:
+            _translate(system, sys.stdout)
+        except BrokenPipeError:  # who reads has enough; nor is Python to say so at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         return
     with writing_whole(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         _translate(system, file)
@@ -141,6 +147,8 @@ def _with_n_best(system: System, n_best: int) -> System:
 
 
 def _read_lines() -> Iterator[str]:
+    if _INPUT.value is None and sys.stdin is None:
+        raise verb.UserError("stdin is closed: name a file by --input")
     if _INPUT.value is None:
         return decode_lines(sys.stdin.buffer, "stdin")
     return read_lines(path_of(_INPUT.value))

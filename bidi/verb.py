@@ -20,7 +20,11 @@ _USER_ERRORS = (
     config.ConfigError,
     DataError,
     PathError,
+    FileExistsError,
     FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
     ModuleNotFoundError,
 )
 

@@ -37,9 +37,10 @@ done
 [[ -n "$count" ]] || fail "say how many processes: launch/local.sh N -- command ..."
 (($#)) || fail "say what to run: launch/local.sh $count -- command ..."
 
-flags_of_caller=${XLA_FLAGS:-}
+flags_of_caller=${XLA_FLAGS:-} started_in=$PWD
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$started_in"
 if has_accelerator; then
   fail "this machine has an accelerator, which one process drives as a whole; JAX_PLATFORMS=cpu is for its CPU"
 fi

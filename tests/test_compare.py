@@ -97,6 +97,10 @@ def test_reports_that_cannot_be_compared(report, reports):
     (reports / "bad.txt").write_text("one line\n")
     with pytest.raises(verb.UserError, match="1, the split"):
         run(reports / "good.json", reports / "bad.json")
+    for content in ("{", "{}", "[]"):
+        (reports / "other.json").write_text(content)
+        with pytest.raises(verb.UserError, match=r"other\.json is no report of bidi\.evaluate"):
+            run(reports / "other.json", reports / "bad.json")
     (reports / "bad.txt").unlink()
     with pytest.raises(verb.UserError, match=r"bad\.txt is missing"):
         run(reports / "good.json", reports / "bad.json")

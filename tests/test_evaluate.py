@@ -162,6 +162,8 @@ def test_what_differs_has_a_file_of_its_own(workdir, evaluate):
         ("none-beam4", "validation", [], []),
         ("none-beam2", "test", [], ["Search.beam_size = 2"]),
         ("none-beam4-alpha0.0", "test", [], ["Search.alpha = 0.0"]),
+        ("none-beam4-alphaminus2.0", "test", [], ["Search.alpha = -2.0"]),
+        ("none-beam4-Agreement.n_best2", "test", [], ["Agreement.n_best = 2"]),
         ("none-beam4-alpha0.0-n_best2", "test", [], ["Search.n_best = 2", "Search.alpha = 0.0"]),
         (f"none-beam4-checkpoint-{half}", "test", [f"--checkpoint={half}"], []),
     ):
@@ -225,9 +227,9 @@ def test_agreement_is_tuned_once_and_kept(workdir, evaluate, caplog):
     assert sum(first["won"].values()) == pytest.approx(100)
 
     caplog.clear()
-    kept = workdir / "eval" / "agreement.json"
-    changed = strict(kept.read_text()) | {"weight": 0.31}
-    kept.write_text(json.dumps(changed))
+    kept = workdir / "eval" / "agreement_choices.json"
+    (choice,) = strict(kept.read_text())
+    kept.write_text(json.dumps([choice | {"weight": 0.31}]))
     second, _ = evaluate(workdir, name="none-beam4-agreement", bindings=rescore)
     assert "Agreement on the validation split" not in caplog.text
     assert second["agreement"] == {"weight": 0.31, "alpha": first["agreement"]["alpha"]}
@@ -271,7 +273,9 @@ def test_the_leak_is_measured(workdir, capsys):
                 "Evaluation.batch_tokens = 512",
             ]
         )
-    name = "validation-leak-couplingpaired-fusion_weight2.0-interactionlayers"
+    name = (
+        "validation-leak-couplingpaired-Transformer.fusion_weight2.0-Transformer.interactionlayers"
+    )
     names = {path.name for path in (workdir / "eval").iterdir()}
     assert names == {f"{name}.json", f"{name}.png"}
     result = strict((workdir / "eval" / f"{name}.json").read_text())

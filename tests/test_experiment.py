@@ -207,6 +207,9 @@ def test_contradictions_are_refused(file, bindings, says):
         "Training.seed = -1",
         "Training.label_smoothing = 1.0",
         "Training.ema_decay = 1.5",
+        "Data.max_source_length = 0",
+        "Data.max_target_length = -3",
+        "Optimizer.learning_rate = -1.0",
         "Optimizer.clip_norm = -1.0",
         "Optimizer.b2 = 1.0",
         "Batches.rows = 0",
@@ -226,6 +229,12 @@ def test_contradictions_are_refused(file, bindings, says):
 def test_a_number_out_of_range_is_refused_by_name(numbers):
     with pytest.raises(ConfigError, match=f"{re.escape(numbers)} must be at least "):
         config.load(experiment.build, [BOTH], [numbers])
+
+
+@pytest.mark.parametrize("name", ["weights", "alphas"])
+def test_agreement_needs_something_to_choose(name):
+    with pytest.raises(ConfigError, match=rf"Agreement\.{name} = \(\): name one choice at least"):
+        config.load(experiment.build, [BOTH], [f"Agreement.{name} = ()"])
 
 
 @pytest.mark.parametrize("rate", ["Transformer.dropout = 1.0", "Training.ema_decay = 1.0"])

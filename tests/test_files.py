@@ -25,6 +25,26 @@ from tests import fake_bucket
 FULL = pathlib.Path("/dev/full")
 
 
+def test_home_is_meant_wherever_a_shell_leaves_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_of("~/runs/x") == path_of(tmp_path / "runs" / "x")
+    assert str(path_of("runs/~/x")) == "runs/~/x"
+
+
+def test_what_failed_leaves_no_half_of_a_file(tmp_path):
+    (tmp_path / "out").write_text("old")
+
+    def write_half():
+        with writing_whole(path_of(tmp_path / "out")) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "old"
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 def test_what_cannot_be_written_is_kept_and_comes_later(tmp_path, caplog):
     path = tmp_path / "rows"

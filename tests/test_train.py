@@ -14,6 +14,7 @@ import pytest
 from bidi import config
 from bidi.data.prepare import prepare
 from bidi.data.sources import DataError
+from bidi.files import PathError
 from bidi.provenance import CompileMeter
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError
@@ -238,6 +239,12 @@ def test_other_data_are_refused(tiny, finished):
     with pytest.raises(CannotResumeError, match=f"other data than {other}"):
         train(tiny, finished, f"Data.directory = '{other}'")
     assert files(finished) == before
+
+
+def test_a_place_that_orbax_cannot_read_is_refused(tiny, tmp_path):
+    with pytest.raises(PathError, match=r"run\[1\]: in a directory with a bracket in its name"):
+        train(tiny, tmp_path / "run[1]")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -220,8 +220,8 @@ def agreement(trained, tmp_path):
         loaded = experiment.load_run(str(copy), bindings)
         system = restore.load_system(str(copy), loaded, "best", partner and str(partner))
         (copy / "eval").mkdir(exist_ok=True)
-        kept = json.dumps({**system._key(), **choice})
-        (copy / "eval" / "agreement.json").write_text(kept)
+        kept = json.dumps([{**system._key(), **choice}])
+        (copy / "eval" / "agreement_choices.json").write_text(kept)
         return copy
 
     return save
@@ -297,3 +297,28 @@ def test_a_real_call_reads_stdin_and_writes_stdout(trained, texts, tmp_path):
     assert [record["output"] for record in records] == texts
     assert [record["source"] for record in records] == SOURCES
     assert b"1 sources were longer" in done.stderr
+
+
+def test_streams_that_are_closed_are_named(translate, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        with pytest.raises(verb.UserError, match="stdout is closed: name a file by --output"):
+            translate(stdin=b"abc\n")
+
+
+def test_who_reads_the_outputs_may_stop(trained):
+    command = [sys.executable, "-m", "bidi.translate", f"--workdir={trained.both}"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    ) as process:
+        process.stdout.close()
+        process.stdin.write(b"abc\n")
+        process.stdin.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert "Error" not in said
+    assert "Traceback" not in said

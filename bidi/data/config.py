@@ -4,6 +4,7 @@ import dataclasses
 
 import gin
 
+from bidi import ranges
 from bidi.data.sources import Source
 from bidi.data.vocabulary import VocabularyConfig
 
@@ -31,3 +32,6 @@ class DataConfig:
     max_source_length: int = 256
     max_target_length: int = 256
     truncate_source: bool = False
+
+    def __post_init__(self):
+        ranges.check(self, "Data", "max_source_length", "max_target_length", least=1)

@@ -170,6 +170,21 @@ def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_manifest(directory: epath.Path) -> dict[str, Any]:
+    """What the prepared data are.
+
+    Raises:
+      DataError: The file is damaged.
+    """
+    try:
+        return json.loads((directory / MANIFEST).read_text())
+    except ValueError as error:
+        raise DataError(
+            f"{directory / MANIFEST} is damaged ({error}): delete the prepared data there, and "
+            "run bidi.prepare again"
+        ) from error
+
+
 def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest if these very data are there, None if nothing is or they are damaged."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -179,7 +194,7 @@ def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, A
         return None
     if not (directory / MANIFEST).is_file():
         raise DataError(f"{directory} exists but holds no prepared data: choose another directory")
-    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest = read_manifest(directory)
     old = {"format": manifest.get("format"), **manifest.get("fingerprint", {})}
     different = list(_differences(old, {"format": FORMAT, **fingerprint}))
     if different:
@@ -188,9 +203,21 @@ def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, A
             "or delete this one to prepare it anew"
         )
     if damage := _damage(directory, manifest):
+        _check_foreign(directory, manifest, damage)
         log.warning("%s is prepared again: %s", directory, damage)
         return None
     return manifest
+
+
+def _check_foreign(directory: epath.Path, manifest: dict[str, Any], damage: str) -> None:
+    """The whole directory is replaced: what is none of ours must not go with it."""
+    models = {f"{side}.model" for side in manifest["vocabularies"]}
+    ours = {MANIFEST, _LOCK, _UNFINISHED, "pairs", "examples", *models}
+    if foreign := sorted({path.name for path in matching(directory, "*")} - ours):
+        raise DataError(
+            f"{directory} must be prepared again ({damage}), but holds more than prepared data: "
+            f"{', '.join(foreign)}. Move that elsewhere first"
+        )
 
 
 def _damage(directory: epath.Path, manifest: dict[str, Any]) -> str | None:
@@ -210,9 +237,12 @@ def _damage(directory: epath.Path, manifest: dict[str, Any]) -> str | None:
                 records.check()
             except DataError as error:
                 return str(error)
-    for side in manifest["vocabularies"]:
-        if not (directory / f"{side}.model").exists():
-            return f"{side}.model is missing"
+    for side, entry in manifest["vocabularies"].items():
+        path = directory / f"{side}.model"
+        if not path.exists():
+            return f"{path.name} is missing"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            return f"{path.name} is damaged"
     return None
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from bidi.data.prepare import FORMAT, MANIFEST
+from bidi.data.prepare import FORMAT, MANIFEST, read_manifest
 from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, expand
 from bidi.data.splits import examples_file, pair_shards
@@ -91,7 +91,7 @@ class Prepared:
         path = expand(directory)
         if not (path / MANIFEST).is_file():
             raise FileNotFoundError(f"{path} holds no prepared data: run {_COMMAND}")
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_manifest(path)
         if manifest.get("format") != FORMAT:
             raise DataError(
                 f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: "
@@ -102,12 +102,19 @@ class Prepared:
     @functools.cached_property
     def source_vocabulary(self) -> Vocabulary:
         """The vocabulary of the sources."""
-        return Vocabulary((self.directory / "source.model").read_bytes())
+        return self._vocabulary("source")
 
     @functools.cached_property
     def target_vocabulary(self) -> Vocabulary:
         """The vocabulary of the targets; equal to the sources' when it was trained jointly."""
-        return Vocabulary((self.directory / "target.model").read_bytes())
+        return self._vocabulary("target")
+
+    def _vocabulary(self, side: str) -> Vocabulary:
+        path = self.directory / f"{side}.model"
+        model = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(model).hexdigest() != self.manifest["vocabularies"][side]["sha256"]:
+            raise DataError(f"{path} is missing or damaged: {_MEND}")
+        return Vocabulary(model)
 
     def pairs(self, split: str) -> Pairs:
         """The token ids of a split's pairs.

@@ -105,12 +105,10 @@ class PseudoOutputs:
 def read_outputs(directory: epath.Path, split: str, pairs: int) -> Pairs:
     """See `PseudoOutputs.outputs`; of a directory whose manifest need not be finished."""
     paths = matching(directory, f"{split}-*-of-*.array_record")
-    again = f"and run {_COMMAND} again"
-    remedy = f"delete {directory} {again}"
+    remedy = f"run {_COMMAND} again, which writes it anew"
     if not paths or len(outputs := Pairs(paths, {}, remedy)) != pairs:
         raise DataError(
-            f"{directory} lacks some of the outputs for the {pairs} pairs of {split}: delete it "
-            f"{again}"
+            f"{directory} lacks some of the outputs for the {pairs} pairs of {split}: {remedy}"
         )
     return outputs
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -115,20 +116,22 @@ class System:
         return -metrics.bleu_chrf(texts, references, self.evaluation.tokens)["bleu"]
 
     def save_choice(self, path: epath.Path) -> None:
-        """Keeps the choice, with what it was made for."""
+        """Keeps the choice, with what it was made for, beside those of other systems."""
         if self.choice is not None:
-            kept = {**self._key(), **dataclasses.asdict(self.choice)}
-            write_whole(path, json.dumps(kept, indent=1))
+            others = [kept for kept in _kept_choices(path) if not self._fits(kept)]
+            mine = {**self._key(), **dataclasses.asdict(self.choice)}
+            write_whole(path, json.dumps([*others, mine], indent=1))
 
     def with_saved_choice(self, path: epath.Path) -> "System | None":
         """With the choice kept, None where there is none for this very system."""
-        if not path.is_file():
-            return None
-        kept = json.loads(path.read_text())
-        choice = Choice(kept.pop("weight"), kept.pop("alpha"))
-        if kept != json.loads(json.dumps(self._key())):
-            return None
-        return dataclasses.replace(self, choice=choice)
+        for kept in _kept_choices(path):
+            if self._fits(kept):
+                return dataclasses.replace(self, choice=Choice(kept["weight"], kept["alpha"]))
+        return None
+
+    def _fits(self, kept: dict[str, object]) -> bool:
+        key = json.loads(json.dumps(self._key()))
+        return key == {name: value for name, value in kept.items() if name in key}
 
     def _pools(self, sources: Sequence[str], found: Sequence[Found]) -> list[Candidates]:
         interact = self.agreement.interact
@@ -144,6 +147,10 @@ class System:
             "metric": self.evaluation.metric,
             "tokens": self.evaluation.tokens,
         }
+
+
+def _kept_choices(path: epath.Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _winner_first(found: Found, rank_unfinished: bool) -> tuple[Hypothesis, ...]:

@@ -59,3 +59,6 @@ class AgreementConfig:
 
     def __post_init__(self):
         ranges.check(self, "Agreement", "n_best", least=1)
+        for name in ("weights", "alphas"):
+            if not getattr(self, name):
+                raise ValueError(f"Agreement.{name} = (): name one choice at least")

@@ -19,6 +19,7 @@ from bidi import distributed
 from bidi.data import pseudo
 from bidi.data.folds import fold_of, read
 from bidi.data.prepared import Pairs, Prepared
+from bidi.data.records import Records
 from bidi.data.sources import DataError
 from bidi.data.splits import record_writer
 from bidi.data.streams import Direction
@@ -112,6 +113,18 @@ class _Shard:
     path: epath.Path
     split: str
     start: int
+    pairs: int
+
+
+def _is_whole(shard: _Shard) -> bool:
+    """Whether it is there, all of it; one that was cut off is written again."""
+    if not shard.path.exists():
+        return False
+    try:
+        return len(Records([shard.path], "it is written again")) == shard.pairs
+    except DataError as error:
+        log.warning("%s", error)
+        return False
 
 
 def label(
@@ -140,15 +153,16 @@ def label(
     """
     names = [[labeller.workdir for labeller in fold] for fold in labellers]
     about = {"workdirs": names, "provenance": provenance()}
-    if _begin(directory, _job(prepared, labellers), about, process_index):
-        log.info("%s is labelled already", directory)
-        return True
+    finished = _begin(directory, _job(prepared, labellers), about, process_index)
     pairs = {split: prepared.pairs(split) for split in pseudo.SPLITS}
     mine = _shards(directory, pairs)[process_index::process_count]
-    missing = [shard for shard in mine if not shard.path.exists()]
+    missing = [shard for shard in mine if not _is_whole(shard)]
     started = time.perf_counter()
     # In turns of all processes, so that none waits for one that was stopped.
     turns = max(distributed.allgather(len(missing)))
+    if finished and not turns:
+        log.info("%s is labelled already", directory)
+        return True
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):
             if any(distributed.allgather(stop())):
@@ -198,8 +212,9 @@ def _begin(
 
 
 def _shards(directory: epath.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
+    size = pseudo.PAIRS_PER_SHARD
     return [
-        _Shard(path, split, number * pseudo.PAIRS_PER_SHARD)
+        _Shard(path, split, number * size, min(size, len(pairs[split]) - number * size))
         for split in pairs
         for number, path in enumerate(pseudo.shard_paths(directory, split, len(pairs[split])))
     ]

@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
 from bidi.data.vocabulary import EOS
 from bidi.experiment import CONFIG_FILE, Experiment
-from bidi.files import write_whole
+from bidi.files import PathError, absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.training.checkpoints import (
     PROCESSES,
@@ -99,8 +100,14 @@ def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
         FloatingPointError: the loss is no number any more; names the update, its examples if they
             are why, and what to go back to.
         FailedSaveError: a checkpoint cannot be written; names the one before.
+        PathError: checkpoints there could not be read.
     """
     compiled = CompileMeter()
+    if "[" in os.fspath(absolute(workdir)):
+        raise PathError(
+            f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
+            "again what it has saved; choose another --workdir"
+        )
     prepared = Prepared.open(experiment.data.directory)
     check_prepared(experiment.data, prepared.manifest)
     run = _Run(experiment, prepared, workdir)

@@ -39,7 +39,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        ranges.check(self, "Optimizer", "warmup_steps", "weight_decay", "clip_norm", least=0)
+        numbers = ("learning_rate", "warmup_steps", "eps", "weight_decay", "clip_norm")
+        ranges.check(self, "Optimizer", *numbers, least=0)
         ranges.check(self, "Optimizer", "b1", "b2", least=0, below=1)
         if (self.schedule == "cosine") != (self.decay_steps is not None):
             raise ValueError(

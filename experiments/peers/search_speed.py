@@ -19,8 +19,8 @@ ALPHA = 0.6
 # Tokens of sources for bidi, sentences for the others.
 BATCHES = {
     "bidi": (512, 1024, 2048, 4096),
-    "transformers": (16, 32, 64),
-    "ctranslate2": (16, 32, 64),
+    "transformers": (16, 32, 64, 128, 256),
+    "ctranslate2": (8, 16, 32, 64, 128, 256),
 }
 
 # How each is served.

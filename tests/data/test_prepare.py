@@ -217,9 +217,10 @@ def test_two_at_once_are_refused(config):
     prepare(config)
 
 
-def test_a_split_of_which_nothing_is_left(config):
+def test_a_split_of_which_nothing_is_left(config, tmp_path):
+    (tmp_path / "train.src").write_text("abc\n" * 5 + "\n")
     with pytest.raises(DataError, match=r"'train': none of 6 examples .*'source_too_long': 4"):
-        prepare(dataclasses.replace(config, max_source_length=0))
+        prepare(dataclasses.replace(config, max_source_length=1))
 
 
 def test_a_vocabulary_that_cannot_be_trained_is_named(config):
@@ -294,3 +295,41 @@ def test_references_that_cannot_be_written_are_said(config, tmp_path, caplog):
     prepare(dataclasses.replace(config, directory=str(tmp_path / "other")))
     assert "test: 1 of 3 references can never be written" in caplog.text
     assert "'½' would be '" in caplog.text
+
+
+def test_what_is_mended_takes_nothing_else_with_it(config):
+    prepare(config)
+    directory = pathlib.Path(config.directory)
+    (directory / "notes").write_text("mine")
+    prepare(config)  # nothing is damaged
+    shard = next((directory / "pairs").glob("train-*"))
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"but holds more than prepared data: notes\. Move"):
+        prepare(config)
+    assert (directory / "notes").read_text() == "mine"
+    (directory / "notes").unlink()
+    prepare(config)
+    assert Prepared.open(config.directory).pairs("train")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another", "gone"])
+def test_a_damaged_vocabulary_is_found_and_mended(config, damage):
+    prepare(config)
+    path = pathlib.Path(config.directory) / "target.model"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(whole[:50] if damage == "cut off" else whole + b"\0")
+    with pytest.raises(DataError, match=r"target\.model is missing or damaged: run python -m"):
+        Prepared.open(config.directory).target_vocabulary  # noqa: B018
+    prepare(config)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_manifest_is_named(config):
+    prepare(config)
+    path = pathlib.Path(config.directory) / "manifest.json"
+    path.write_text(path.read_text()[:40])
+    for use in (lambda: prepare(config), lambda: Prepared.open(config.directory)):
+        with pytest.raises(DataError, match=r"manifest\.json is damaged .*: delete the prepared"):
+            use()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -298,7 +299,10 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
         other = dataclasses.replace(other, choice=Choice(0.7, 0.0))
         other.save_choice(path)
         assert other.with_saved_choice(path) == other
-        assert partners.with_saved_choice(path) is None
+        assert partners.with_saved_choice(path) == tuned
+    dataclasses.replace(partners, choice=Choice(0.4, 0.0)).save_choice(path)
+    assert partners.with_saved_choice(path).choice == Choice(0.4, 0.0)
+    assert len(json.loads(path.read_text())) == 1 + len(others)
 
 
 def test_a_choice_goes_with_the_workdirs(trained, partners, tmp_path, monkeypatch):

@@ -215,6 +215,23 @@ def test_models_that_cannot_label_these_data(load, trained, tmp_path):
         load(other, other)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_shard_that_was_lost_is_written_again(undisturbed, prepared, folds, tmp_path, damage):
+    directory = shutil.copytree(undisturbed, tmp_path / "labels")
+    whole = files(directory)
+    shard = directory / "train-00003-of-00005.array_record"
+    shard.unlink()
+    if damage == "cut off":
+        shard.write_bytes(whole[shard.name][:100])
+    assert run(directory, prepared, folds)
+    written = files(directory)
+    assert written[shard.name] == whole[shard.name]
+    assert (
+        json.loads(written["manifest.json"])["splits"]
+        == (json.loads(whole["manifest.json"])["splits"])
+    )
+
+
 @pytest.fixture
 def damaged(undisturbed, tmp_path, prepared):
     """Changes a copy of the labels: opening it and reading its training outputs."""
@@ -245,7 +262,7 @@ def edit(**changes):
         (
             lambda directory: (directory / "train-00003-of-00005.array_record").unlink(),
             DataError,
-            "lacks some of the outputs for the 200 pairs of train: delete it",
+            "lacks some of the outputs for the 200 pairs of train: run python -m bidi.pseudo again",
         ),
     ],
     ids=["none", "format", "data", "shard"],
