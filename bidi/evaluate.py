@@ -146,7 +146,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
 
 
 def _in_a_name(text: str) -> str:
-    text = re.sub(r"-(?=[\d.]+)", "minus", text)
+    text = re.sub(r"(?<!\w)-(?=[\d.])", "minus", text)  # not that of `seed-2`
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 

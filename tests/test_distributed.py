@@ -358,6 +358,9 @@ def test_searches_give_what_one_process_gives(seen, trained, tmp_path, restore_o
             assert ours.read_text() == theirs.read_text()
             continue
         ours, theirs = strict(ours.read_text()), strict(theirs.read_text())
+        if isinstance(ours, list):  # the choices of agreement
+            assert rounded(ours) == rounded(theirs)
+            continue
         for key in ("sentences", "truncated"):
             assert ours.get("speed", {}).get(key) == theirs.get("speed", {}).get(key)
         different = ("speed", "provenance", "workdirs")

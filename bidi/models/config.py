@@ -104,8 +104,8 @@ class RecurrentConfig:
     name: ClassVar = "Recurrent"
 
     def __post_init__(self):
-        sizes = ("encoder_layers", "decoder_layers", "model_size", "heads")
-        ranges.check(self, self.name, *sizes, least=1)
+        ranges.check(self, self.name, "decoder_layers", least=0)
+        ranges.check(self, self.name, "encoder_layers", "model_size", "heads", least=1)
         ranges.check(self, self.name, "dropout", least=0, below=1)
         if self.model_size % 4 or self.model_size % self.heads:
             raise ValueError(

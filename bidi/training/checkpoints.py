@@ -160,6 +160,7 @@ class Checkpoints:
             ProcessesError: it was saved by another number of processes.
             UnreadableError: there are checkpoints, and none can be read.
         """
+        self.wait()  # what is being saved here is not what was left
         distributed.from_first(self._remove_unfinished)
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures = []
