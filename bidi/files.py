@@ -119,6 +119,11 @@ def writing_whole(path: epath.Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        # Opening names the file, writing does not.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = error.filename or os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from absl import flags
 
 from bidi import distributed, trained, verb
-from bidi.data.sources import decode_lines, read_lines
+from bidi.data.sources import DataError, decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.generate import Generator
@@ -155,12 +155,18 @@ def _read_lines() -> Iterator[str]:
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of lines; those before one that cannot be read come first."""
     chunk: list[str] = []
-    for line in lines:
-        chunk.append(line)
-        if len(chunk) == _CHUNK:
+    try:
+        for line in lines:
+            chunk.append(line)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+    except DataError:
+        if chunk:
             yield chunk
-            chunk = []
+        raise
     if chunk:
         yield chunk
 

@@ -1,6 +1,8 @@
 """What all verbs share: flags, gin bindings, log, and errors without a traceback."""
 
+import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,6 +29,9 @@ _USER_ERRORS = (
     PermissionError,
     ModuleNotFoundError,
 )
+
+# The libraries that write records and checkpoints say it by errors of other kinds, in these words.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class UserError(ValueError):
@@ -58,16 +63,24 @@ def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False
                 distributed.initialize()
             main(bindings)
             distributed.leave()
-        except (UserError, *_USER_ERRORS) as error:
-            if not distributed.joined():
-                sys.exit(f"{name}: {error}")
-            distributed.fail(f"{name}: {error}")
-        except BaseException:
-            if not distributed.joined():
+        except BaseException as error:
+            advice = _advice(error)
+            if distributed.joined():
+                distributed.fail(f"{name}: {advice}" if advice else traceback.format_exc())
+            if advice is None:
                 raise
-            distributed.fail(traceback.format_exc())
+            sys.exit(f"{name}: {advice}")
 
     app.run(guarded, argv=arguments)
+
+
+def _advice(error: BaseException) -> str | None:
+    """What is said of an error in place of a traceback; None of a fault of ours."""
+    if isinstance(error, (UserError, *_USER_ERRORS)):
+        return str(error)
+    if any(words in str(error) for words in _FULL):
+        return f"{error}; make room there, then say the same command again"
+    return None
 
 
 class _StderrHandler(logging.StreamHandler):

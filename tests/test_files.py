@@ -4,10 +4,12 @@ import concurrent.futures
 import importlib.util
 import io
 import pathlib
+import sys
 import time
 
 import pytest
 
+from bidi import verb
 from bidi.data.sources import expand
 from bidi.files import (
     GrowingFile,
@@ -43,6 +45,34 @@ def test_what_failed_leaves_no_half_of_a_file(tmp_path):
         write_half()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "old"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_what_has_no_room_is_named(tmp_path):
+    """A write's own error names no file; nor is the full one removed."""
+    (tmp_path / "out.tmp").symlink_to(FULL)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/out'"):
+        write_whole(path_of(tmp_path / "out"), "new")
+    assert FULL.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device", "out"), RuntimeError("write(): Disk quota exceeded")],
+)
+def test_a_full_disk_is_said_in_a_line(error, monkeypatch):
+    """Not as a traceback, whatever library says it; faults of ours are."""
+
+    def main(bindings):
+        raise error if not bindings else RuntimeError(bindings[0])
+
+    monkeypatch.setattr(verb, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    with pytest.raises(SystemExit, match=rf"bidi\.verb: .*{error.args[-1][-8:]}.*make room there"):
+        verb.run("bidi.verb", main)
+    monkeypatch.setattr(sys, "argv", ["verb", "--gin.A=1"])
+    with pytest.raises(RuntimeError, match="A = 1"):
+        verb.run("bidi.verb", main)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")

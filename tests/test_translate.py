@@ -127,6 +127,14 @@ def test_bad_input_names_file_and_line_and_destroys_nothing(translate, tmp_path,
     assert DataError in verb._USER_ERRORS
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 9])
+def test_lines_before_a_bad_one_are_translated(translate, texts, chunk, monkeypatch, capsys):
+    monkeypatch.setattr(translate_verb, "_CHUNK", chunk)
+    with pytest.raises(DataError, match="stdin, line 3: not UTF-8"):
+        translate(stdin=encode(SOURCES[:2]) + b"\xff\nbb\n")
+    assert capsys.readouterr().out.splitlines() == texts[:2]
+
+
 def test_outputs_never_replace_what_is_no_file(translate, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
