@@ -17,8 +17,8 @@ from bidi.training.partner import beside_guesses
 
 SHAPE = Shape(rows=2, source_length=5, target_length=7, ways=2, vocabulary=13)
 SIZES = {
-    "encoder_layers": 2,
-    "decoder_layers": 3,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
     "model_size": 8,
     "heads": 2,
     "feedforward_size": 12,

@@ -39,8 +39,6 @@ def test_the_norm_is_that_of_flax():
     ("norm", "config"),
     [
         ("pre", {"ways": 1}),
-        ("post", {"ways": 1}),
-        ("pre", {"interaction": "layers"}),
         ("post", {"interaction": "layers"}),
         ("pre", {"own_decoders": True}),
     ],

@@ -146,11 +146,12 @@ EXACT = {
 }
 
 
-# A row takes one sentence after another whatever the model is: one number of rows will do.
+# A row takes one sentence after another whatever the model is: for most one number of rows will do.
+IN_ROWS = {"none, a model that interacts": (1, 3), "product, layers": (1, 2, 3)}
 RUNS = [
     pytest.param(case, rows, id=f"{name}-{rows}")
     for name, case in EXACT.items()
-    for rows in ((2,) if "recurrent" in case.config else (1, 2, 3))
+    for rows in IN_ROWS.get(name, (2,))
 ]
 
 

@@ -46,7 +46,7 @@ def problem(size: int, beam: int, levels: int, dead: float, seed: int):
     return alive, prices, hyps.At(jnp.arange(BATCH), jnp.zeros(BATCH, bool), min_length=1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     size=st.sampled_from([WHOLE, WHOLE - 1, WHOLE - BLOCK + 1]),
     beam=st.sampled_from([1, 2]),

@@ -23,7 +23,7 @@ CASES = (
     Case("product", 2, 5, 2, markers="tags", texts=(3, 3)),
     Case("joint", 3, 8, 3, min_length=0),
 )
-SHAPES = ((1, 7), (2, 7), (3, 7), (3, 4))
+SHAPES = ((1, 7), (3, 7), (3, 4))
 
 
 def name(value) -> str:
