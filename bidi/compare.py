@@ -1,13 +1,13 @@
 """Is one evaluation better than another: python -m bidi.compare --a=A.json --b=B.json.
 
 A and B are what bidi.evaluate wrote for the same split, each with its outputs beside it (A.txt): in
-a workdir or anywhere else. Prints the difference of their error rates with a paired bootstrap over
-the examples, and how far both err on the same ones.
+a workdir or anywhere else. Prints the difference of their error rates, and of BLEU where that is
+the metric, with a paired bootstrap over the examples, and how far both err on the same ones.
 """
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -19,9 +19,15 @@ from bidi import config, experiment, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import read_lines
 from bidi.evaluation import metrics
+from bidi.evaluation.config import EvaluationConfig, TokenKind
 from bidi.evaluation.report import separated
 from bidi.evaluation.rouge import rouge_l_errors
-from bidi.evaluation.significance import error_overlap, paired_bootstrap
+from bidi.evaluation.significance import (
+    Comparison,
+    error_overlap,
+    paired_bootstrap,
+    paired_bootstrap_bleu,
+)
 from bidi.files import path_of
 
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, with its outputs beside it.")
@@ -53,35 +59,55 @@ def main(bindings: list[str]) -> None:
     prepared = Prepared.open(loaded.data.directory)
     now = {_DIGEST: prepared.digest(split)}
     _check_examples({path_a: report, path_b: other, prepared.directory: now})
-    examples = prepared.examples(split)
-    references = [[separated(text, kind) for text in example.targets] for example in examples]
+    references = [example.targets for example in prepared.examples(split)]
     a, b = (_outputs(path) for path in (path_a, path_b))
     if not len(a) == len(b) == len(references):
         raise verb.UserError(
             f"{path_a} has {len(a)} outputs, {path_b} {len(b)}, the split {len(references)} "
             "examples: evaluate both on the same data"
         )
-    a, b = ([separated(text, kind) for text in texts] for texts in (a, b))
-    rates = {"WER": metrics.word_errors, "PER": metrics.token_errors}
-    if loaded.evaluation.metric == "rouge":
-        rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
     table = rich.table.Table(title=f"{split}: A - B, percent points; 95 % interval")
     for heading in ("", "A", "B", "A - B", "interval", "p"):
         table.add_column(heading, justify="right")
-    for name, errors in rates.items():
-        errors_a, errors_b = errors(a, references), errors(b, references)
-        found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
+    for name, of_a, of_b, found in _compared(a, b, references, loaded.evaluation):
         interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
-        numbers = (f"{errors_a.percent:.2f}", f"{errors_b.percent:.2f}")
+        numbers = (f"{of_a:.2f}", f"{of_b:.2f}")
         table.add_row(name, *numbers, f"{found['difference']:+.2f}", interval, f"{found['p']:.4f}")
     console = rich.console.Console()
     console.print(table)
-    overlap = error_overlap(*(metrics.word_errors(texts, references) for texts in (a, b)))
+    words = _separated(references, kind)
+    overlap = error_overlap(*(metrics.word_errors(of, words) for of in _separated([a, b], kind)))
     console.print(
         f"Wrong in both {overlap['both']:.2f} %, only in A {overlap['only_a']:.2f} %, only in B "
         f"{overlap['only_b']:.2f} %; correlation {overlap['correlation']:.3f}",
         soft_wrap=True,
     )
+
+
+def _compared(
+    a: Sequence[str],
+    b: Sequence[str],
+    references: Sequence[Sequence[str]],
+    evaluation: EvaluationConfig,
+) -> Iterator[tuple[str, float, float, Comparison]]:
+    """Name, that of a and of b, and the difference: error rates, and what choices were made by."""
+    kind = evaluation.tokens
+    rates = {"WER": metrics.word_errors, "PER": metrics.token_errors}
+    if evaluation.metric == "rouge":
+        rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
+    words = _separated(references, kind)
+    for name, errors in rates.items():
+        errors_a, errors_b = (errors(texts, words) for texts in _separated([a, b], kind))
+        found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
+        yield name, errors_a.percent, errors_b.percent, found
+    if evaluation.metric == "bleu":
+        counts = [metrics.bleu_counts(texts, references, kind) for texts in (a, b)]
+        bleu_a, bleu_b = (metrics.bleu_of(of.sum(axis=0)) for of in counts)
+        yield "BLEU", bleu_a, bleu_b, paired_bootstrap_bleu(*counts, seed=_SEED)
+
+
+def _separated(lists: Sequence[Sequence[str]], kind: TokenKind) -> list[list[str]]:
+    return [[separated(text, kind) for text in texts] for texts in lists]
 
 
 def _report(path: epath.Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from absl.testing import flagsaver
 
 from bidi import compare, config, verb
 from bidi.data.prepared import Prepared
-from bidi.evaluation import rouge
+from bidi.evaluation import metrics, rouge
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_titles_are_compared_by_rouge_too(trained, reports, capsys):
     worse = rouge.rouge_l_errors(bad, [example.targets for example in examples], "words").percent
     assert 20 < worse < 80
     assert cells(capsys.readouterr().out, "100 - R-L") == [f"{worse:.2f}", "0.00", f"+{worse:.2f}"]
+
+
+def test_translations_are_compared_by_bleu_too(trained, reports, capsys):
+    run(reports / "good.json", reports / "bad.json")
+    assert "BLEU" not in capsys.readouterr().out
+    run(reports / "good.json", reports / "bad.json", "Evaluation.metric = 'bleu'")
+    references = [example.targets for example in Prepared.open(str(trained.data)).examples("test")]
+    bad = (reports / "bad.txt").read_text().splitlines()
+    worse = metrics.bleu_chrf(bad, references)["bleu"]
+    of_good, of_bad, difference = cells(capsys.readouterr().out, "BLEU")
+    assert float(of_good) > float(of_bad)
+    assert of_bad == f"{worse:.2f}"
+    assert float(difference) == pytest.approx(float(of_good) - worse, abs=0.02)
 
 
 def test_characters_are_compared_on_request(reports, capsys):

@@ -20,6 +20,8 @@ from bidi.evaluation.config import TokenKind
 
 Tokens = Sequence[Hashable]
 
+_BLEU_TOKENS: dict[TokenKind, str] = {"words": "13a", "characters": "zh"}
+
 
 class Errors(NamedTuple):
     """Errors and what they are counted over, one of each an example.
@@ -127,13 +129,44 @@ def bleu_chrf(
     check(hypotheses, references)
     # sacrebleu wants one list a reference slot; None is its mark for "this example has fewer".
     slots = list(itertools.zip_longest(*references))
-    bleu, chrf = BLEU(tokenize="zh" if kind == "characters" else "13a"), CHRF()
+    bleu, chrf = BLEU(tokenize=_BLEU_TOKENS[kind]), CHRF()
     return {
         "bleu": bleu.corpus_score(hypotheses, slots).score,
         "bleu_signature": str(bleu.get_signature()),
         "chrf": chrf.corpus_score(hypotheses, slots).score,
         "chrf_signature": str(chrf.get_signature()),
     }
+
+
+def bleu_counts(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], kind: TokenKind = "words"
+) -> np.ndarray:
+    """Counts what BLEU adds up over a corpus, as `bleu_chrf` does: int64[N, 2 + 2 x 4].
+
+    Of each example the tokens of the hypothesis and of the reference closest in length, its n-grams
+    found in a reference, and all of them, of 1 to 4 tokens. `bleu_of` makes BLEU of their sums.
+
+    Raises:
+      ValueError: there is nothing to score, or an example has no reference.
+    """
+    check(hypotheses, references)
+    # By the effective order sacrebleu only means the score of a sentence, which is not looked at.
+    bleu = BLEU(tokenize=_BLEU_TOKENS[kind], effective_order=True)
+    scores = [
+        bleu.sentence_score(hypothesis, list(choices))
+        for hypothesis, choices in zip(hypotheses, references, strict=True)
+    ]
+    counts = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in scores]
+    return np.array(counts, np.int64)
+
+
+def bleu_of(sums: np.ndarray) -> float:
+    """Corpus BLEU, 0 to 100, of sums of `bleu_counts`, int64[10]."""
+    written, expected, *ngrams = sums.tolist()
+    score: float = BLEU.compute_bleu(
+        ngrams[:4], ngrams[4:], written, expected, smooth_method="exp"
+    ).score
+    return score
 
 
 def positional_accuracy(

@@ -8,13 +8,13 @@ from typing import TypedDict
 
 import numpy as np
 
-from bidi.evaluation.metrics import Errors
+from bidi.evaluation.metrics import Errors, bleu_of
 
 _CONFIDENCE = 95  # percent of the resampled differences that lie within the interval
 
 
 class Comparison(TypedDict):
-    """System a's rate minus system b's; of error rates, below zero where a is better.
+    """System a's rate minus system b's: of errors below zero where a is better, of BLEU above.
 
     Fields:
       difference: over the examples as they are; of error rates, in points of a percent.
@@ -50,6 +50,35 @@ def paired_bootstrap(
     """
     # --> [4, N]: both numerators, both denominators
     return _bootstrap(_stack(errors_a, errors_b), _difference, samples, seed)
+
+
+def paired_bootstrap_bleu(
+    counts_a_NK: np.ndarray, counts_b_NK: np.ndarray, *, samples: int = 10_000, seed: int
+) -> Comparison:
+    """As `paired_bootstrap`, of corpus BLEU; above zero where a is better.
+
+    sacrebleu's own paired test gives a p but no interval of the difference.
+
+    Args:
+      counts_a_NK: of system a, by `metrics.bleu_counts`.
+      counts_b_NK: of system b on the same examples in the same order.
+      samples: as there.
+      seed: as there.
+
+    Raises:
+      ValueError: no examples, or unequal numbers of them.
+    """
+    if counts_a_NK.shape != counts_b_NK.shape or not len(counts_a_NK):
+        raise ValueError(
+            "both systems need the same examples, and at least one: got "
+            f"{len(counts_a_NK)} for a, {len(counts_b_NK)} for b"
+        )
+    counts = counts_a_NK.shape[1]
+
+    def difference(sums: np.ndarray) -> float:
+        return bleu_of(sums[:counts]) - bleu_of(sums[counts:])
+
+    return _bootstrap(np.hstack([counts_a_NK, counts_b_NK]).T, difference, samples, seed)
 
 
 def bootstrap_ratio(

@@ -146,6 +146,25 @@ def test_bleu_and_chrf_equal_the_published_numbers():
     )
 
 
+def test_bleu_is_that_of_summed_counts():
+    """Whatever the examples: some have fewer references, some outputs are empty or too short."""
+    rng = np.random.default_rng(0)
+
+    def text():
+        return " ".join(rng.choice(["der", "Hund", "(sieht)", "die", "Frau."], rng.integers(0, 9)))
+
+    for size in (1, 2, 30):
+        hypotheses = [text() for _ in range(size)]
+        references = [[text() for _ in range(rng.integers(1, 4))] for _ in range(size)]
+        for kind in ("words", "characters"):
+            counts = metrics.bleu_counts(hypotheses, references, kind)
+            assert counts.shape == (size, 10)
+            whole = metrics.bleu_chrf(hypotheses, references, kind)["bleu"]
+            assert metrics.bleu_of(counts.sum(axis=0)) == pytest.approx(whole, abs=1e-9)
+    with pytest.raises(ValueError, match="every example needs a reference"):
+        metrics.bleu_counts(["a"], [[]])
+
+
 def test_bleu_and_chrf_with_unequal_numbers_of_references():
     # A reference given twice adds no n-gram: filling up with copies must change nothing.
     unequal = [DOG_REFERENCES[0], DOG_REFERENCES[1][:1], DOG_REFERENCES[2][:1]]

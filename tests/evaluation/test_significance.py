@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.evaluation.metrics import Errors, token_errors, word_errors
-from bidi.evaluation.significance import bootstrap_ratio, error_overlap, paired_bootstrap
+from bidi.evaluation.metrics import Errors, bleu_chrf, bleu_counts, token_errors, word_errors
+from bidi.evaluation.significance import (
+    bootstrap_ratio,
+    error_overlap,
+    paired_bootstrap,
+    paired_bootstrap_bleu,
+)
 
 
 def errors(numerators, denominators=None):
@@ -61,6 +66,35 @@ def test_a_ratio_is_a_comparison_over_common_denominators(counts, seed):
     ratio = bootstrap_ratio(of_a - of_b, terms, samples=50, seed=seed)
     for key in ("difference", "low", "high"):
         assert ratio[key] == pytest.approx(compared[key] / 100)
+
+
+def test_bleu_is_resampled_as_corpora_are():
+    """Each resample's BLEU is that of the corpus of the examples drawn."""
+    words = ["ein", "Mann", "und", "eine", "Frau", "mit", "dem", "Hund", "im", "Park"]
+    rng = np.random.default_rng(1)
+    references = [[" ".join(rng.permutation(words))] for _ in range(12)]
+    a, b = (
+        [" ".join(reference[0].split()[start:]) for reference in references] for start in (0, 2)
+    )
+    counts_a, counts_b = bleu_counts(a, references), bleu_counts(b, references)
+    found = paired_bootstrap_bleu(counts_a, counts_b, samples=40, seed=3)
+
+    def difference(drawn):
+        right = [references[n] for n in drawn]
+        return np.subtract(*(bleu_chrf([of[n] for n in drawn], right)["bleu"] for of in (a, b)))
+
+    drawing = np.random.default_rng(3)
+    expected = [difference(drawing.integers(12, size=12)) for _ in range(40)]
+    assert found["difference"] == pytest.approx(difference(range(12)))
+    assert (found["low"], found["high"]) == pytest.approx(np.percentile(expected, [2.5, 97.5]))
+    assert found["low"] > 0
+    assert found["p"] == pytest.approx(2 / 41)
+    back = paired_bootstrap_bleu(counts_b, counts_a, samples=40, seed=3)
+    assert back["difference"] == -found["difference"]
+    same = paired_bootstrap_bleu(counts_a, counts_a, samples=40, seed=3)
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    with pytest.raises(ValueError, match=r"the same examples.*12 for a, 11 for b"):
+        paired_bootstrap_bleu(counts_a, counts_b[1:], seed=0)
 
 
 @pytest.mark.parametrize("terms", [[], [2, 0]])
