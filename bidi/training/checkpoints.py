@@ -201,11 +201,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """`wait`, and lets go of all threads."""
-        try:
-            self.wait()
-        except FailedSaveError as error:  # said only: another error brought the run here
-            log.error("%s", error)
-        self._manager.close()
+        # What is raised here is said only: another error brought the run here. Orbax may raise
+        # once more, from another of its threads, what a save has failed by.
+        for let_go in (self.wait, self._manager.close):
+            try:
+                let_go()
+            except Exception as error:
+                log.error("%s", error)
 
     def restore_params(self, step: int, params: Any) -> Any:
         """What is to be evaluated: the moving average where there is one, else the parameters.
