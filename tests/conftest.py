@@ -4,14 +4,11 @@ import gc
 import os
 import shutil
 
-# Before jax is imported anywhere: the number of host devices is fixed at start-up. Programs of
-# tiny models take far longer to optimise than to run: without it XLA compiles them in a third of
-# the time.
+from tests import xla_flags
+
+# Before jax is imported anywhere: the number of host devices is fixed at start-up.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {xla_flags.QUICK}"
 
 import hypothesis
 import jax

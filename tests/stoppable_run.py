@@ -20,6 +20,7 @@ import pytest
 from bidi import config, experiment
 from bidi.data.prepare import prepare
 from bidi.training import loop
+from tests import xla_flags
 from tests.training.tiny import assert_trees_equal
 
 # Far enough that a busy machine does not reach the end between two looks at the run.
@@ -91,9 +92,8 @@ class Process:
             **os.environ,
             "TINY": str(tiny),
             "JAX_PLATFORMS": "cpu",
-            # The quickest to compile; every run is compared with others of the same kind.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
-            "--xla_backend_optimization_level=0",
+            # Every run is compared with others of the same kind.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {xla_flags.QUICK}",
             "JAX_COMPILATION_CACHE_DIR": str(tiny / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

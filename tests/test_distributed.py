@@ -27,7 +27,7 @@ from bidi.data.prepare import prepare
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError
-from tests import two_processes
+from tests import two_processes, xla_flags
 from tests.stoppable_run import EXPERIMENT, rows, saved
 from tests.test_evaluate import rounded, strict, without
 from tests.trained_run import TEST_SOURCES
@@ -95,8 +95,7 @@ def environment(cache):
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-        "--xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {xla_flags.QUICK}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

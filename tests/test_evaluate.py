@@ -14,6 +14,7 @@ from bidi import config, experiment, verb
 from bidi import evaluate as evaluate_verb
 from bidi.data.prepared import Prepared
 from bidi.training import loop
+from tests import xla_flags
 from tests.trained_run import HALVES, STEPS, TEST_SOURCES
 
 
@@ -52,7 +53,7 @@ def workdir(trained, tmp_path):
 def evaluated(trained):
     """`trained.both` evaluated by a real call, on one device."""
     command = [sys.executable, "-m", "bidi.evaluate", f"--workdir={trained.both}"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags.QUICK}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

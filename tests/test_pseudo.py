@@ -25,6 +25,7 @@ from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
 from bidi.training.loop import CannotResumeError, Outcome
+from tests import xla_flags
 from tests.test_distributed import free_port
 
 RECIPE = """
@@ -193,7 +194,7 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
         ]
 
     greedy = "--gin.Search.beam_size=1"
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags.QUICK}
     together = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
     processes = []
     for number in (0, 1):

@@ -16,6 +16,7 @@ from bidi import config, experiment, verb
 from bidi import translate as translate_verb
 from bidi.data.sources import DataError
 from bidi.evaluation import restore
+from tests import xla_flags
 
 SOURCES = ["abc", "", "edcba", "   ", "bb", "ea", "abcdeabcde", "\u3000", "cab", "de"]
 EMPTY = [1, 3, 7]  # of them
@@ -321,7 +322,7 @@ def test_who_reads_the_outputs_may_stop(trained):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": xla_flags.QUICK},
     ) as process:
         process.stdout.close()
         process.stdin.write(b"abc\n")

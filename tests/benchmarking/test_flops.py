@@ -1,6 +1,5 @@
 """The arithmetic against a count of the products in the model's own program."""
 
-import itertools
 import math
 
 import jax
@@ -72,9 +71,20 @@ def program(
     return jax.make_jaxpr(jax.grad(forward) if gradient else forward)(params).jaxpr
 
 
+# Interactions and fusions, without and with own decoders.
+CASES = (
+    (False, "none", ["tanh"]),
+    (False, "layers", ["tanh", "linear", "gate", "concat"]),
+    (False, "top", ["gate"]),
+    (True, "none", ["tanh"]),
+    (True, "layers", ["concat"]),
+    (True, "top", ["linear", "gate"]),
+)
+
+
 def cases():
-    for own, interaction in itertools.product([False, True], ["none", "layers", "top"]):
-        for fusion in ["tanh"] if interaction == "none" else ["tanh", "linear", "gate", "concat"]:
+    for own, interaction, fusions in CASES:
+        for fusion in fusions:
             yield TransformerConfig(
                 **SIZES, interaction=interaction, fusion=fusion, own_decoders=own
             )

@@ -82,5 +82,5 @@ def test_rows_read_the_sentences_that_they_take(data):
         # What other platforms do.
         expected = AtWork(sentence_B, reading._copied(at_work, queue, sentence_B))
         np.testing.assert_array_equal(expected.source.encoded["x"][:, 0], 2 * sentence_B)
-        at_work = tiny.quick_jit(AtWork.follow)(at_work, queue, sentence_B)
+        at_work = jax.jit(AtWork.follow)(at_work, queue, sentence_B)
         jax.tree.map(np.testing.assert_array_equal, at_work, expected)

@@ -79,7 +79,7 @@ def make_generator(seed: int, end: float, **config) -> Generator:
     return Generator(model, params, streams, letters, pieces, 20, evaluation)
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "interact"))
+@functools.partial(jax.jit, static_argnames=("model", "interact"))
 def price(model, params, batch, inputs_QPWT, step, interact) -> jax.Array:
     """Log-probabilities [Q, P, W, V] of what follows whole prefixes."""
     source = model.apply({"params": params}, batch, method="start")

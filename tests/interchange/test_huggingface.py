@@ -74,7 +74,7 @@ def log_probs_of_ours(model, params, source_S, streams):
         "segments": np.ones_like(streams["inputs"]).T[None],
         "positions": np.broadcast_to(np.arange(len(TARGET) + 1), (1, model.ways, len(TARGET) + 1)),
     }
-    logits_BWTV = tiny.quick_jit(model.apply)({"params": params}, batch)
+    logits_BWTV = jax.jit(model.apply)({"params": params}, batch)
     return np.asarray(jax.nn.log_softmax(logits_BWTV))[0]
 
 

@@ -26,8 +26,11 @@ from bidi.models.attention import (
     source_mask,
     split_heads,
 )
-from tests.models.tiny import quick_jit
 
+attend_both_by = {
+    by: jax.jit(functools.partial(attend_both, by=by)) for by in (attend, attend_step)
+}
+attend_other = jax.jit(functools.partial(attend_other, by=attend))
 # The first example compiles.
 VARIED = settings(max_examples=40, deadline=None)
 
@@ -49,7 +52,7 @@ def numpy_attend(q_TE, k_SE, v_SE, mask_TS):
 @given(hnp.arrays(bool, (2, 1, 3, 5)))
 def test_attend_is_its_definition(mask_B1TS):
     q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4, seed=1)
-    found = np.asarray(quick_jit(attend)(q, k, v, mask_B1TS))
+    found = np.asarray(jax.jit(attend)(q, k, v, mask_B1TS))
     for b, h in np.ndindex(2, 2):
         expected = numpy_attend(q[b, h], k[b, h], v[b, h], mask_B1TS[b, 0])
         np.testing.assert_allclose(found[b, h], expected, atol=1e-5)
@@ -69,8 +72,8 @@ def test_keys_come_first_in_a_step_on_a_cpu_alone(platform, first):
 @given(hnp.arrays(bool, (2, 3, 1, 2, 5)))
 def test_a_step_reads_like_a_whole_stream(mask_BW1TS):
     q, k, v = normal(2, 3, 2, 2, 4), normal(2, 3, 2, 5, 4), normal(2, 3, 2, 5, 4, seed=1)
-    found = quick_jit(attend_step)(q, k, v, mask_BW1TS)
-    expected = quick_jit(attend)(q, k, v, mask_BW1TS)
+    found = jax.jit(attend_step)(q, k, v, mask_BW1TS)
+    expected = jax.jit(attend)(q, k, v, mask_BW1TS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -85,9 +88,7 @@ def test_the_gradient_of_the_softmax_is_that_of_jax(dtype, tolerance):
         return jnp.where(mask, found, 0.0).astype(dtype)
 
     found, expected = (
-        quick_jit(jax.value_and_grad(lambda x, f=f: (f(x).astype("float32") * weights).sum()))(
-            logits
-        )
+        jax.jit(jax.value_and_grad(lambda x, f=f: (f(x).astype("float32") * weights).sum()))(logits)
         for f in (lambda x: masked_softmax(x, mask), plain)
     )
     np.testing.assert_allclose(found[0], expected[0], rtol=tolerance)
@@ -103,7 +104,7 @@ def test_gradients_are_finite_where_nothing_is_seen():
     mask = np.ones((1, 3, 5), bool)
     mask[:, 1], mask[:, :, 4] = False, False
     weights = normal(2, 3, 4, seed=2)
-    gradients = quick_jit(jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2)))
+    gradients = jax.jit(jax.grad(lambda *x: (attend(*x, mask) * weights).sum(), (0, 1, 2)))
     dq, dk, dv = gradients(q, k, v)
     for gradient in (dq, dk, dv):
         assert np.isfinite(gradient).all()
@@ -129,7 +130,7 @@ def numpy_mask(queries_T, keys_S):
 @VARIED
 @given(SEGMENTS)
 def test_masks_are_their_definitions(segments_BPWT):
-    history, future = (quick_jit(mask)(segments_BPWT) for mask in (history_mask, future_mask))
+    history, future = (jax.jit(mask)(segments_BPWT) for mask in (history_mask, future_mask))
     assert history.shape == future.shape == (2, 1, 2, 1, 4, 4)
     for b, w in np.ndindex(2, 2):
         own, other = segments_BPWT[b, 0, w], segments_BPWT[b, 0, 1 - w]
@@ -157,8 +158,7 @@ def test_attend_both_is_two_readings(segments_BPWT):
     other_q = other_q[..., 1:, :]
     own_mask, other_mask = history_mask(segments_BPWT), future_mask(segments_BPWT)[..., 1:, :]
     of_streams, of_steps = (
-        quick_jit(functools.partial(attend_both, by=by))(q, other_q, k, v, own_mask, other_mask)
-        for by in (attend, attend_step)
+        attend_both_by[by](q, other_q, k, v, own_mask, other_mask) for by in (attend, attend_step)
     )
     history, future = jax.device_get(of_streams)
     for b, w, h in np.ndindex(2, 2, 2):
@@ -172,7 +172,7 @@ def test_attend_both_is_two_readings(segments_BPWT):
         assert (future[own][~mask_other.any(axis=-1)] == 0).all()
     for found, expected in zip(of_steps, of_streams, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    alone = quick_jit(functools.partial(attend_other, by=attend))(other_q, k, v, other_mask)
+    alone = attend_other(other_q, k, v, other_mask)
     np.testing.assert_allclose(alone, future, atol=1e-6)
 
 

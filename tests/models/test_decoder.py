@@ -32,7 +32,7 @@ SEGMENTS_BPWT = np.array(
 STREAMS = tiny.random_streams(SEGMENTS_BPWT)
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "interact", "beside"))
+@functools.partial(jax.jit, static_argnames=("model", "interact", "beside"))
 def sensitivity(model, params, batch, streams, interact, beside=False):
     """Whether each prediction depends on each embedding that is read.
 
@@ -215,7 +215,7 @@ def test_own_decoders_share_nothing_but_what_they_read(config):
     params = tiny.random_params(model)
     mix_V = np.random.default_rng(1).standard_normal(tiny.TARGETS).astype(np.float32)
 
-    @functools.partial(tiny.quick_jit, static_argnames="interact")
+    @functools.partial(jax.jit, static_argnames="interact")
     def gradient_of_way_1(params, interact):
         def predictions(params):
             logits = tiny.decode.__wrapped__(model, params, SOURCE, STREAMS, interact)
@@ -297,7 +297,7 @@ def test_what_does_not_depend_on_a_partner_is_computed_once(interaction, of_pair
     assert pairs_of_qkv(None) == [k * k] * layers
     assert pairs_of_qkv(k) == [k] * (layers - len(of_pairs)) + [k * k] * len(of_pairs)
     (prices, cache), (same, larger) = (
-        tiny.quick_jit(step, static_argnums=1)(params, combined) for combined in (k, None)
+        jax.jit(step, static_argnums=1)(params, combined) for combined in (k, None)
     )
     np.testing.assert_allclose(prices.log_probs(), same.log_probs(), atol=1e-5)
     for name in cache:

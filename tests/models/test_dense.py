@@ -83,7 +83,7 @@ def test_kernels_that_are_cast_once_change_nothing(config):
     streams = np.ones((2, 2, 3), np.int32)
     batch = tiny.source_batch([[1, 1, 1, 1], [1, 1, 0, 0]])
     batch |= {"inputs": streams * 5, "segments": streams, "positions": tiny.positions(streams)}
-    logits = tiny.quick_jit(lambda params: model.apply({"params": params}, batch))
+    logits = jax.jit(lambda params: model.apply({"params": params}, batch))
     np.testing.assert_array_equal(logits(cast), logits(params))
 
 
@@ -163,17 +163,17 @@ def test_a_step_by_transposed_kernels_is_one_by_kernels(monkeypatch, config):
 
     plain = decoding_variables(model, params, "cpu")
     assert set(plain["decoding"]) == {"output_kernel"}
-    expected = tiny.quick_jit(logits)(plain)
+    expected = jax.jit(logits)(plain)
     monkeypatch.setattr(dense, "LARGE", 1)
     assert set(decoding_variables(model, params, "tpu")["decoding"]) == {"output_kernel"}
     transposed = decoding_variables(model, params, "cpu")
-    found = tiny.quick_jit(logits)(transposed)
+    found = jax.jit(logits)(transposed)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
     def squares(decoding):
         return (logits(transposed | {"decoding": decoding}) ** 2).sum()
 
-    gradients = tiny.quick_jit(jax.grad(squares))(transposed["decoding"])
+    gradients = jax.jit(jax.grad(squares))(transposed["decoding"])
     assert not gradients.pop("output_kernel").any()  # it is by the table
     kernels = {path[:-1] for path, _ in jax.tree.leaves_with_path(gradients)}
     assert kernels == {

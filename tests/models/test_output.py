@@ -23,9 +23,7 @@ ROWS = (
 @settings(max_examples=30, deadline=None)
 @given(*ROWS)
 def test_tokens_that_occur_in_each_example(source_BS, segments_BS):
-    found_BEV = tiny.quick_jit(tokens_of, static_argnums=(2, 3))(
-        source_BS, segments_BS, 3, tiny.TARGETS
-    )
+    found_BEV = jax.jit(tokens_of, static_argnums=(2, 3))(source_BS, segments_BS, 3, tiny.TARGETS)
     for b, e in np.ndindex(2, 3):
         words = set(source_BS[b, segments_BS[b] == e + 1].tolist()) - set(range(FIRST_TEXT_ID))
         assert set(np.flatnonzero(found_BEV[b, e]).tolist()) == words

@@ -90,7 +90,7 @@ SEGMENTS = hnp.arrays(np.int32, (2, 7), elements=st.integers(0, 2)).map(
 @given(SEGMENTS)
 def test_greatest_entries_of_each_example(segments_BS):
     x_BSD = np.random.default_rng(0).standard_normal((2, 7, 3)).astype(np.float32)
-    found_BED = tiny.quick_jit(greatest, static_argnums=2)(x_BSD, segments_BS, 3)
+    found_BED = jax.jit(greatest, static_argnums=2)(x_BSD, segments_BS, 3)
     for b, e in np.ndindex(2, 3):
         here_S = segments_BS[b] == e + 1
         expected = x_BSD[b, here_S].max(axis=0) if here_S.any() else np.zeros(3)
@@ -110,7 +110,7 @@ def test_recurrent_kernels_are_orthogonal_at_first_and_made_one_by_one():
     arguments = jax.random.key(0), model.smallest_batch()
     decomposed = re.findall(r"f32\[([\d,]+)\] = qr\b", str(jax.make_jaxpr(model.init)(*arguments)))
     assert {shape.count(",") for shape in decomposed} == {1}
-    leaves = jax.tree.leaves_with_path(tiny.quick_jit(model.init)(*arguments)["params"])
+    leaves = jax.tree.leaves_with_path(jax.jit(model.init)(*arguments)["params"])
     modules = {path[:-2] for path, _ in leaves if path[-2].key == "input"}
     of_lstms = [leaf for path, leaf in leaves if path[:-1] in modules]
     ways = [kernel for kernel in of_lstms if kernel.ndim == 3]
@@ -153,7 +153,7 @@ def test_combined_streams_are_computed_once():
     assert max(streams_of_gates(None)) == k * k
     assert max(streams_of_gates(k)) == k
     (prices, cache), (same, larger) = (
-        tiny.quick_jit(step, static_argnums=1)(params, combined) for combined in (k, None)
+        jax.jit(step, static_argnums=1)(params, combined) for combined in (k, None)
     )
     np.testing.assert_allclose(prices.log_probs(), same.log_probs(), atol=1e-5)
     for part, whole in zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True):

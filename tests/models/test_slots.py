@@ -105,7 +105,7 @@ SEARCHES = {
     [
         pytest.param(*search, interact, id=f"{name}, {interact}")
         for name, search in SEARCHES.items()
-        for interact in ([False] if search[2]["interaction"] == "none" else [True, False])
+        for interact in ([True, False] if name in ("top", "layers", "recurrent") else [True])
     ],
 )
 def test_histories_are_read_where_they_were_written(ways, together, config, interact):

@@ -38,7 +38,6 @@ def test_the_norm_is_that_of_flax():
 @pytest.mark.parametrize(
     ("norm", "config"),
     [
-        ("pre", {"ways": 1}),
         ("post", {"interaction": "layers"}),
         ("pre", {"own_decoders": True}),
     ],

@@ -27,7 +27,7 @@ SWAP, TAGS, ONE_WAY = Streams("both", "swap"), Streams("both", "tags"), Streams(
 HALVES = Streams("both", "swap", "halves")
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "streams", "config", "rows"))
+@functools.partial(jax.jit, static_argnames=("model", "streams", "config", "rows"))
 def run_search(model, params, streams, config, rows) -> BeamSearchResult:
     apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
     source = apply(SOURCE, method="start")

@@ -18,12 +18,6 @@ from bidi.models.slots import Room, Slots
 from bidi.models.transformer import Transformer
 from bidi.search.slots import first_slots
 
-# XLA compiles these models in a quarter of the time if it optimises nothing.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
-
 TARGETS, SOURCES = 13, 11  # sizes of the vocabularies
 
 
@@ -93,14 +87,14 @@ def random_streams(segments_BPWT: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     return inputs_BPWT, segments_BPWT, positions(segments_BPWT)
 
 
-@functools.partial(quick_jit, static_argnames=("model", "interact"))
+@functools.partial(jax.jit, static_argnames=("model", "interact"))
 def decode(model, params, batch, streams, interact) -> jax.Array:
     """Encodes and decodes whole streams: logits [B, P, W, T, V]."""
     source = model.apply({"params": params}, batch, method="start")
     return model.apply({"params": params}, source, *streams, interact=interact, method="decode")
 
 
-@functools.partial(quick_jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model")
 def decode_beside(model, params, batch, streams, partner_inputs_BWT) -> jax.Array:
     """Streams [B, W, T] beside partners, without dropout: logits [B, W, T, V]."""
     batch = batch | dict(zip(("inputs", "segments", "positions"), streams, strict=True))
@@ -130,7 +124,7 @@ def own_slots(steps: int, shape_BPW: tuple[int, int, int]) -> Slots:
     return Slots(slot_IBPW, np.logical_or.accumulate(taken_IBPWM, axis=0), parents_IBPW)
 
 
-@functools.partial(quick_jit, static_argnames=("model", "interact"))
+@functools.partial(jax.jit, static_argnames=("model", "interact"))
 def decode_steps(model, params, batch, steps, interact) -> jax.Array:
     """One step with the cache after another: log-probabilities [I, B, P, W, V].
 

@@ -159,11 +159,14 @@ def compiled(case: Case):
 
 
 def jit_search(case: Case, step_fn, markers: Markers):
+    # Of so many pairs each search takes longer than the optimiser (which conftest.py leaves out).
+    optimise = {"xla_backend_optimization_level": 1} if case.search_coupling.pairs > 50 else None
     return jax.jit(
         functools.partial(
             beam_search, step_fn, markers=markers, steps=case.stream_steps, config=case.config()
         ),
         static_argnames=("rows", "room", "winner_only"),
+        compiler_options=optimise,
     )
 
 

@@ -62,7 +62,7 @@ def name(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_search_is_its_definition(case):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         result = search(case, sentences)
@@ -79,7 +79,7 @@ def test_search_is_its_definition(case):
 
 @pytest.mark.parametrize("case", WIDE, ids=name)
 def test_a_wide_beam_is_exhaustive_enumeration(case):
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         result = search(case, sentences)
@@ -93,7 +93,7 @@ def test_a_wide_beam_is_exhaustive_enumeration(case):
 
 @pytest.mark.parametrize("case", WIDE, ids=name)
 def test_the_oracles_agree(case):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         for sentence in sentences:
@@ -132,9 +132,9 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
     assert stopped > 10
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if len(case.ways) == 2], ids=name)
+@pytest.mark.parametrize("case", [CASES[i] for i in (1, 4, 6, 7, 10, 11, 12, 14, 15)], ids=name)
 def test_a_search_for_the_winner_alone_finds_it(case):
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         result, alone = search(case, sentences), search(case, sentences, winner_only=True)

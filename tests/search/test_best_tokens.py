@@ -3,6 +3,7 @@
 B batch, K hypotheses, W ways, V vocabulary, C candidates, T steps.
 """
 
+import functools
 import math
 
 import jax
@@ -20,6 +21,8 @@ from bidi.search.top_k import pays
 
 BATCH, WAYS = 2, 2
 WHOLE = 10 * BLOCK
+# In the first row no output may end yet.
+AT = hyps.At(np.arange(BATCH), np.zeros(BATCH, bool), min_length=1)
 
 
 def markers(size: int, forbidden: float, seed: int) -> hyps.Markers:
@@ -32,7 +35,7 @@ def markers(size: int, forbidden: float, seed: int) -> hyps.Markers:
 
 
 def problem(size: int, beam: int, levels: int, dead: float, seed: int):
-    """Alive hypotheses, their prices with few levels if so asked, and where they stand."""
+    """Alive hypotheses and their prices, with few levels if so asked."""
     rng = np.random.default_rng(seed)
     alive_BWK = -rng.integers(0, levels, (BATCH, WAYS, beam)).astype(np.float32) / 8
     dead_BWK = rng.random(alive_BWK.shape) < dead
@@ -43,26 +46,43 @@ def problem(size: int, beam: int, levels: int, dead: float, seed: int):
     log_sum_BKW = rng.integers(0, 8, logits_BKWV.shape[:-1]).astype(np.float32) / 8
     alive = hyps.Alive(jnp.zeros((BATCH, WAYS, beam, 1), jnp.int32), jnp.asarray(alive_BWK))
     prices = Prices(jnp.asarray(logits_BKWV), logits_BKWV.max(axis=-1), log_sum_BKW)
-    return alive, prices, hyps.At(jnp.arange(BATCH), jnp.zeros(BATCH, bool), min_length=1)
+    return alive, prices
 
 
-@settings(max_examples=40)
+@functools.cache
+def compiled(size: int, beam: int, forbidden: float, by_blocks: bool):
+    marked = markers(size, forbidden, beam)
+    assert pays(beam * size, 2 * beam)
+
+    def best(alive, prices):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hyps, "pays", lambda *_: by_blocks)
+            return hyps.best_tokens(alive, prices, AT, marked)
+
+    return jax.jit(best)
+
+
+# Sizes, beams and shares of forbidden tokens: few, for each compiles anew.
+SHAPES = (
+    (WHOLE, 1, 0.002),
+    (WHOLE - 1, 2, 0.0),
+    (WHOLE - 1, 1, 0.5),
+    (WHOLE - BLOCK + 1, 2, 0.002),
+    (WHOLE - BLOCK + 1, 2, 1.0),
+)
+
+
+@settings(max_examples=100)
 @given(
-    size=st.sampled_from([WHOLE, WHOLE - 1, WHOLE - BLOCK + 1]),
-    beam=st.sampled_from([1, 2]),
+    shape=st.sampled_from(SHAPES),
     levels=st.sampled_from([1, 2, 40, 4000]),
     dead=st.sampled_from([0.0, 0.5, 1.0]),
-    forbidden=st.sampled_from([0.0, 0.002, 0.5, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_by_blocks_as_of_whole_rows(size, beam, levels, dead, forbidden, seed):
-    alive, prices, at = problem(size, beam, levels, dead, seed)
-    marked = markers(size, forbidden, seed % 2)  # few: each compiles anew
-    assert pays(beam * size, 2 * beam)
-    found = hyps.best_tokens(alive, prices, at, marked)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hyps, "pays", lambda *_: False)
-        expected = hyps.best_tokens(alive, prices, at, marked)
+def test_by_blocks_as_of_whole_rows(shape, levels, dead, seed):
+    size, beam, _ = shape
+    alive, prices = problem(size, beam, levels, dead, seed)
+    found, expected = (compiled(*shape, by_blocks)(alive, prices) for by_blocks in (True, False))
     there_BWC = np.asarray(expected[0]) > -np.inf
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.shape == (BATCH, WAYS, 2 * beam)
@@ -77,7 +97,7 @@ def test_by_blocks_as_of_whole_rows(size, beam, levels, dead, forbidden, seed):
 
 def test_the_vocabulary_is_passed_over_once():
     """Nothing is added to all logits, nor any of them left out; but where they are padded."""
-    alive, prices, at = problem(WHOLE, 2, 40, 0.0, 0)
+    alive, prices = problem(WHOLE, 2, 40, 0.0, 0)
     marked = markers(WHOLE, 0.002, 0)
 
     def large(jaxpr):
@@ -87,17 +107,17 @@ def test_the_vocabulary_is_passed_over_once():
             for inner in jax.extend.core.jaxprs_in_params(equation.params):
                 yield from large(inner)
 
-    program = jax.make_jaxpr(lambda *given: hyps.best_tokens(*given, at, marked))(alive, prices)
+    program = jax.make_jaxpr(lambda *given: hyps.best_tokens(*given, AT, marked))(alive, prices)
     assert set(large(program.jaxpr)) <= {"reshape", "pad", "jit", "pjit"}
 
 
 def test_the_greatest_logits_are_found_in_one_pass():
     """Those of blocks and of the whole vocabulary, as XLA compiles both."""
-    alive, prices, at = problem(WHOLE, 2, 40, 0.0, 0)
+    alive, prices = problem(WHOLE, 2, 40, 0.0, 0)
     marked = markers(WHOLE, 0.002, 0)
 
     def best(alive, logits):
-        return hyps.best_tokens(alive, Prices.of(logits), at, marked)
+        return hyps.best_tokens(alive, Prices.of(logits), AT, marked)
 
     program = jax.jit(best).lower(alive, prices.logits_BPWV).compile().as_text()
     computations, _ = hlo_text.parse(program)

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from bidi.models.slots import Room
 from bidi.search.coupling import make_coupling
 from bidi.search.slots import first_slots, follow, likely_room, whole_room
-from tests.models.tiny import quick_jit
 from tests.search.cases import Case, assert_sentence, search
 from tests.search.tables import Sentence
 
 STEPS, ROWS, STREAMS, WAYS = 6, 2, 3, 2
-first = quick_jit(first_slots, static_argnums=(0, 1, 2, 3))
-follow = quick_jit(follow)
+first = jax.jit(first_slots, static_argnums=(0, 1, 2, 3))
+follow = jax.jit(follow)
 
 
 def histories(slots_of_steps, parents_of_steps, ended_of_steps):
@@ -95,11 +94,10 @@ def few_slots(case: Case, of: str) -> Room:
     return few if of == "all" else dataclasses.replace(case.whole_room, streams=few.streams)
 
 
-@pytest.mark.parametrize("rows", [2, 5])
 @pytest.mark.parametrize(
-    ("case", "of"),
-    [*((case, "all") for case in CASES), (CASES[2], "streams")],
-    ids=lambda value: value if isinstance(value, str) else f"{value.coupling}{value.beam}",
+    ("case", "of", "rows"),
+    [*((case, "all", 2) for case in CASES), (CASES[2], "streams", 2), (CASES[1], "all", 5)],
+    ids=lambda value: f"{value.coupling}{value.beam}" if isinstance(value, Case) else str(value),
 )
 def test_too_few_slots_lose_sentences_and_change_none(case, of, rows):
     """A row that lost its sentence goes on with the next one."""

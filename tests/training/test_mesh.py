@@ -26,7 +26,7 @@ from tests.training.test_checkpoints import make_data
 from tests.training.tiny import TOKENS, WAYS, assert_trees_close, assert_trees_equal, make_batch
 
 ROWS = len(TOKENS)
-SHAPES = [(2, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+SHAPES = [(2, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
 VOCABULARY = 16
 RNG = jax.random.key(7)
 # As in test_partitioner: a small eps would make rounding large.

@@ -52,7 +52,7 @@ def read(pack, rows, streams=STREAMS):
 PACKED, ALONE = read(pack=True, rows=5), read(pack=False, rows=9)
 
 
-@functools.partial(tiny.quick_jit, static_argnames=("model", "partner"))
+@functools.partial(jax.jit, static_argnames=("model", "partner"))
 def logits_beside_guesses(model, params, batch, partner=PREDICTED, update=None):
     return project(*beside_guesses(partner, model, params, batch, update))
 
@@ -221,7 +221,7 @@ def test_an_update_mixes_by_its_number_and_validation_does_not(monkeypatch):
     )
     partner = Partner("predicted", predicted_from=10, predicted_until=30, corrupted=0.2)
 
-    @functools.partial(tiny.quick_jit, static_argnames="dropout")
+    @functools.partial(jax.jit, static_argnames="dropout")
     def of_params(params, update, dropout):
         model = make_trainer(partner, dropout).model
         return beside_guesses(partner, model, params, PACKED, update)
