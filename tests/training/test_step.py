@@ -1,5 +1,6 @@
 """One update: its gradient, its sums, its moving average."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,26 @@ def test_an_update_without_a_number_changes_nothing_but_the_step_if_skipped(desc
     assert np.isfinite(metrics["sums"].loss)
     assert metrics["suspects"].rows == 0
     assert (newer.params["output"] != new.params["output"]).all()
+
+
+class Steep(Bigram):
+    """Its gradient is infinite where it begins."""
+
+    @nn.compact
+    def unprojected(self, batch, train=False):
+        states_BWTD, output = super().unprojected(batch, train)
+        return states_BWTD * (1 + jnp.sqrt(self.param("root", nn.initializers.zeros, ()))), output
+
+
+def test_a_gradient_that_is_no_number_is_skipped_whatever_the_loss():
+    trainer = Trainer(Steep(), optax.adam(1.0), Partner(), SMOOTHING, EMA_DECAY, True)
+    state = jax.jit(trainer.init)(jax.random.key(0), make_batch(0))
+    new, metrics = jax.jit(trainer.train_step)(state, stack(make_batch(1)), RNG)
+    assert np.isfinite(metrics["sums"].loss)
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert new.step == 1
+    for name in ("params", "optimizer", "ema"):
+        assert_trees_equal(getattr(new, name), getattr(state, name))
 
 
 def test_what_draws_the_bits_changes_them_and_nothing_else():
