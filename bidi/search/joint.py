@@ -99,12 +99,13 @@ class Joint:
         is_end_V = jnp.arange(vocabulary) == markers.end[RIGHT]
         right_BV = text_WV[RIGHT][None] | (may_meet_B1 & is_end_V[None])
         allowed_BWV = jnp.stack([jnp.broadcast_to(text_WV[LEFT], right_BV.shape), right_BV], axis=1)
-        best = min(2 * self.hypotheses, vocabulary)
+        # As many as are alive: of each hypothesis one extension ends, and is told apart.
+        best = min(self.hypotheses, vocabulary)
         masked_BWKV = jnp.where(allowed_BWV[:, :, None], log_probs_BWKV, -jnp.inf)
         best_BWKR, tokens_BWKR = top_k(masked_BWKV, best)
         # A sum of the entries i and j of two sorted lists comes after (i + 1)(j + 1) - 1 others.
         ranks_RR = (np.arange(best) + 1)[:, None] * (np.arange(best) + 1)[None]
-        left_X, right_X = np.nonzero(ranks_RR <= 2 * self.hypotheses)
+        left_X, right_X = np.nonzero(ranks_RR <= self.hypotheses)
         sums_BKX = best_BWKR[:, LEFT][..., left_X] + best_BWKR[:, RIGHT][..., right_X]
         tokens_BWKX = jnp.stack(
             [tokens_BWKR[:, LEFT][..., left_X], tokens_BWKR[:, RIGHT][..., right_X]], axis=1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bidi.models.prices import Prices
+from bidi.search import coupling
 from bidi.search.beam_search import BeamSearchResult
 from tests.search import oracle
 from tests.search.cases import BOTH, L2R, R2L, Case, assert_sentence, jit_search
@@ -158,3 +159,13 @@ def test_product_averages_probabilities_over_the_partners():
     for way in range(2):
         assert [h.tokens for h in answer.n_best[way]] == [(3,), (4,)]
         np.testing.assert_allclose(np.exp(result.log_probs_QGN[0, way]), expected, rtol=1e-5)
+
+
+def test_a_mean_of_certain_tokens_is_no_more_than_certain():
+    """The search is done by bounds that rely on it; rounding would lift some."""
+    scores = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    rounded = jax.nn.logsumexp(jax.nn.log_softmax(scores), axis=1)
+    assert (rounded > 0).any()
+    mean = coupling._log_mean(jnp.zeros_like(scores), scores, axis=1)
+    assert (mean <= 0).all()
+    np.testing.assert_allclose(mean, 0, atol=1e-6)

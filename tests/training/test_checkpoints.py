@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidi.training.checkpoints import Checkpoints, FailedSaveError, UnreadableError
+from bidi.training.checkpoints import (
+    Checkpoints,
+    FailedSaveError,
+    UnreadableError,
+    checksum,
+)
 from bidi.training.step import TrainState
 from tests.training.tiny import assert_trees_equal
 
@@ -324,3 +329,18 @@ def test_a_save_cut_off_is_not_seen_and_its_step_can_be_saved(run):
     assert not begun.exists()
     run.save(5)
     assert run.restore() == 5
+
+
+@settings(max_examples=60)
+@given(leaf=st.integers(0, 1), word=st.integers(0, 6), bit=st.integers(0, 31))
+def test_any_changed_bit_changes_the_checksum(leaf, word, bit):
+    leaves = [np.arange(1, 8, dtype=np.float32), np.arange(11, 18, dtype=np.float32)]
+    before = checksum(leaves)
+    leaves[leaf].view(np.uint32)[word] ^= np.uint32(1 << bit)
+    assert checksum(leaves) != before
+
+
+def test_the_checksum_tells_places():
+    one, other = np.arange(1, 8, dtype=np.float32), np.arange(11, 18, dtype=np.float32)
+    sums = [checksum(leaves) for leaves in ([one, other], [other, one], [one[::-1], other])]
+    assert len({int(total) for total in sums}) == 3

@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import os
+import socket
 
 import pytest
 from etils import epath
@@ -28,6 +30,15 @@ def test_a_second_run_is_kept_out(tmp_path):
         pass
     with locked(workdir):
         pass
+
+
+def test_it_names_its_holder_and_not_what_was_killed(tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    workdir.mkdir()
+    (workdir / "lock").write_text("process 12345678901234567890 on another")
+    with locked(workdir):
+        assert (workdir / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert not (workdir / "lock").read_text()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
