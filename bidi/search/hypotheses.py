@@ -36,6 +36,12 @@ class Markers:
     end: tuple[int, ...]
     allowed_WV: np.ndarray
 
+    def text(self) -> np.ndarray:
+        """bool [W, V], those of them that are no end marker."""
+        text_WV = self.allowed_WV.copy()
+        text_WV[np.arange(len(self.ways)), self.end] = False
+        return text_WV
+
 
 @dataclasses.dataclass(frozen=True)
 class At:
@@ -147,12 +153,16 @@ def best_tokens(
         tokens_1WV = jnp.broadcast_to(jnp.arange(vocabulary), (1, ways, vocabulary))
         extensions_BWKV = prices.log_probs().swapaxes(1, 2)
         return best_extensions(alive, extensions_BWKV, allowed(tokens_1WV)[:, :, None])
-    always_WV = markers.allowed_WV.copy()
-    always_WV[np.arange(ways), markers.end] = False
-    blocks_WJL = np.pad(always_WV, ((0, 0), (0, -vocabulary % BLOCK))).reshape(ways, -1, BLOCK)
-    (masked_J,) = np.nonzero(~blocks_WJL.all(axis=(0, 2)))
+    masked_J = masked_blocks(markers.text())
     parts_BKW = alive.log_probs_BGK.swapaxes(1, 2), prices.greatest_BPW, prices.log_sum_BPW
     return top_k_of_beam(prices.logits_BPWV, parts_BKW, _longer, allowed, masked_J, 2 * hypotheses)
+
+
+def masked_blocks(always_WV: np.ndarray) -> np.ndarray:
+    """The blocks of a vocabulary in which not all tokens are always allowed to all ways, [J]."""
+    ways, vocabulary = always_WV.shape
+    blocks_WJL = np.pad(always_WV, ((0, 0), (0, -vocabulary % BLOCK))).reshape(ways, -1, BLOCK)
+    return np.flatnonzero(~blocks_WJL.all(axis=(0, 2)))
 
 
 def _longer(logits: jax.Array, alive: jax.Array, *parts: jax.Array) -> jax.Array:
@@ -162,15 +172,16 @@ def _longer(logits: jax.Array, alive: jax.Array, *parts: jax.Array) -> jax.Array
 
 def _may_be_written(tokens_BW: jax.Array, at: At, markers: Markers) -> jax.Array:
     """Whether tokens [B or 1, W, ...] may come there, [B, W, ...]; negative ones are none."""
-
-    def of_axis(values: jax.Array, axis: int) -> jax.Array:
-        return values.reshape([-1 if other == axis else 1 for other in range(tokens_BW.ndim)])
-
-    way_W = of_axis(jnp.arange(len(markers.ways)), 1)
-    may_end_B = of_axis(at.step_B >= at.min_length, 0)
-    is_end_BW = tokens_BW == of_axis(jnp.array(markers.end), 1)
+    way_W = of_axis(jnp.arange(len(markers.ways)), 1, tokens_BW.ndim)
+    may_end_B = of_axis(at.step_B >= at.min_length, 0, tokens_BW.ndim)
+    is_end_BW = tokens_BW == of_axis(jnp.array(markers.end), 1, tokens_BW.ndim)
     written_BW = jnp.asarray(markers.allowed_WV)[way_W, tokens_BW] & (tokens_BW >= 0)
     return written_BW & (may_end_B | ~is_end_BW)
+
+
+def of_axis(values: jax.Array, axis: int, axes: int) -> jax.Array:
+    """A row of values along one of so many axes, of size 1 along the others."""
+    return values.reshape([-1 if other == axis else 1 for other in range(axes)])
 
 
 def keep_finished(

@@ -5,8 +5,9 @@ from the left and the others from the right: both streams end at one step, or th
 step before the left one. The pair's log-probability is the sum over all predictions of both; over
 all outputs the probabilities sum to at most 1, as ends that do not meet have some too.
 
-Letters: B batch, P pairs, W ways, V vocabulary, K hypotheses, C candidates, N n-best, T steps,
-R best tokens of one end, X extensions of a hypothesis by a token at each end.
+Letters: B batch, P pairs, W ways, V vocabulary, J blocks of it, K hypotheses, C candidates,
+N n-best or hypotheses of all rows, T steps, R best tokens of one end, X extensions of a hypothesis
+by a token at each end.
 """
 
 import dataclasses
@@ -15,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.models.prices import Prices
+from bidi.models.prices import Prices, log_probs
 from bidi.search import hypotheses as hyps
-from bidi.search.top_k import top_k
+from bidi.search.top_k import pays, top_k, top_k_of_beam
 
 LEFT, RIGHT = 0, 1
 
@@ -40,12 +41,11 @@ class Joint:
     def candidates(
         self, alive: hyps.Alive, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
-        log_probs_BWKV = prices.log_probs().swapaxes(1, 2)
         last_BK = hyps.last_tokens(alive, at.step_B)[:, RIGHT]
         # The right end has ended at the step before: all that is left is that the left one ends.
         met_BK = last_BK == markers.end[RIGHT]
-        tokens_BWKX, grown_BKX, may_grow_BKX = self._grow(log_probs_BWKV, at, markers)
-        ended_BK, may_end_BK = self._end(log_probs_BWKV, met_BK, at, markers)
+        tokens_BWKX, grown_BKX, may_grow_BKX = self._grow(prices, at, markers)
+        ended_BK, may_end_BK = self._end(prices, met_BK, at, markers)
 
         # --> an extension is the end, or a token at each end
         extensions_BKX = jnp.concatenate([ended_BK[..., None], grown_BKX], axis=-1)
@@ -85,24 +85,17 @@ class Joint:
         return jnp.where(place_T < lengths_BN1, output_BNT, hyps.PAD)[:, None]
 
     def _grow(
-        self, log_probs_BWKV: jax.Array, at: hyps.At, markers: hyps.Markers
+        self, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The best extensions by a token at each end, or by one at the left if the right ends.
 
         Returns:
             Tokens [B, 2, K, X]; log-probabilities, and whether they may be, [B, K, X].
         """
-        vocabulary = log_probs_BWKV.shape[-1]
-        ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
-        text_WV = jnp.asarray(markers.allowed_WV) & (jnp.arange(vocabulary)[None] != ends_W1)
-        may_meet_B1 = ((2 * at.step_B + 1 >= at.min_length) & ~at.last_B)[:, None]
-        is_end_V = jnp.arange(vocabulary) == markers.end[RIGHT]
-        right_BV = text_WV[RIGHT][None] | (may_meet_B1 & is_end_V[None])
-        allowed_BWV = jnp.stack([jnp.broadcast_to(text_WV[LEFT], right_BV.shape), right_BV], axis=1)
         # As many as are alive: of each hypothesis one extension ends, and is told apart.
-        best = min(self.hypotheses, vocabulary)
-        masked_BWKV = jnp.where(allowed_BWV[:, :, None], log_probs_BWKV, -jnp.inf)
-        best_BWKR, tokens_BWKR = top_k(masked_BWKV, best)
+        best = min(self.hypotheses, prices.logits_BPWV.shape[-1])
+        may_meet_B = (2 * at.step_B + 1 >= at.min_length) & ~at.last_B
+        best_BWKR, tokens_BWKR = _best_of_each(prices, may_meet_B, markers, best)
         # A sum of the entries i and j of two sorted lists comes after (i + 1)(j + 1) - 1 others.
         ranks_RR = (np.arange(best) + 1)[:, None] * (np.arange(best) + 1)[None]
         left_X, right_X = np.nonzero(ranks_RR <= self.hypotheses)
@@ -113,9 +106,53 @@ class Joint:
         return tokens_BWKX, sums_BKX, sums_BKX > -jnp.inf
 
     def _end(
-        self, log_probs_BWKV: jax.Array, met_BK: jax.Array, at: hyps.At, markers: hyps.Markers
+        self, prices: Prices, met_BK: jax.Array, at: hyps.At, markers: hyps.Markers
     ) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of the end, and whether it may come, both [B, K]."""
-        left_BK, right_BK = (log_probs_BWKV[:, way, :, markers.end[way]] for way in (LEFT, RIGHT))
+        left_BK, right_BK = (
+            log_probs(
+                prices.logits_BPWV[:, :, way, markers.end[way]],
+                prices.greatest_BPW[:, :, way],
+                prices.log_sum_BPW[:, :, way],
+            )
+            for way in (LEFT, RIGHT)
+        )
         may_end_B1 = (2 * at.step_B >= at.min_length)[:, None]
         return jnp.where(met_BK, left_BK, left_BK + right_BK), met_BK | may_end_B1
+
+
+def _best_of_each(
+    prices: Prices, may_meet_B: jax.Array, markers: hyps.Markers, best: int
+) -> tuple[jax.Array, jax.Array]:
+    """The best tokens of each end of each hypothesis, best first.
+
+    At the left, text; at the right the end marker too, where the ends may meet.
+
+    Returns:
+        Log-probabilities, -inf where there are fewer, and tokens, both [B, W, K, R].
+    """
+    batch, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
+    # Each hypothesis as a beam of its own, N of them.
+    alone = jax.tree.map(lambda x: x.reshape(batch * hypotheses, 1, *x.shape[2:]), prices)
+    may_meet_N = jnp.repeat(may_meet_B, hypotheses)
+
+    def allowed(tokens_NW: jax.Array) -> jax.Array:
+        way_W = hyps.of_axis(jnp.arange(ways), 1, tokens_NW.ndim)
+        is_text_NW = jnp.asarray(markers.text())[way_W, tokens_NW] & (tokens_NW >= 0)
+        meets_NW = (way_W == RIGHT) & (tokens_NW == markers.end[RIGHT])
+        return is_text_NW | (meets_NW & hyps.of_axis(may_meet_N, 0, tokens_NW.ndim))
+
+    if pays(vocabulary, best):
+        parts_N1W = alone.greatest_BPW, alone.log_sum_BPW
+        masked_J = hyps.masked_blocks(markers.text())
+        worth_NWR, _, tokens_NWR = top_k_of_beam(
+            alone.logits_BPWV, parts_N1W, log_probs, allowed, masked_J, best
+        )
+    else:
+        tokens_1WV = jnp.broadcast_to(jnp.arange(vocabulary), (1, ways, vocabulary))
+        worth_NWV = jnp.where(allowed(tokens_1WV), alone.log_probs()[:, 0], -jnp.inf)
+        worth_NWR, tokens_NWR = top_k(worth_NWV, best)
+    worth_BKWR, tokens_BKWR = (
+        found.reshape(batch, hypotheses, ways, best) for found in (worth_NWR, tokens_NWR)
+    )
+    return worth_BKWR.swapaxes(1, 2), tokens_BKWR.swapaxes(1, 2)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bidi.benchmarking import hlo_text
 from bidi.models.prices import BLOCK, Prices
 from bidi.search import hypotheses as hyps
+from bidi.search import joint
 from bidi.search.top_k import pays
 
 BATCH, WAYS = 2, 2
@@ -136,3 +137,45 @@ def test_the_greatest_logits_are_found_in_one_pass():
 def test_prices_are_log_softmax(entries):
     logits = np.random.default_rng(0).normal(0, 20, (2, 3, 2, entries)).astype(np.float32)
     np.testing.assert_array_equal(Prices.of(logits).log_probs(), jax.nn.log_softmax(logits))
+
+
+@functools.cache
+def joint_candidates(size: int, forbidden: float, by_blocks: bool):
+    marked, beam = markers(size, forbidden, 0), joint.Joint(3)
+
+    def candidates(alive, prices, last_B, last_tokens_BWK):
+        at = hyps.At(jnp.ones(BATCH, jnp.int32), last_B, min_length=3)
+        alive = hyps.Alive(last_tokens_BWK[..., None], alive.log_probs_BGK[:, :1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(joint, "pays", lambda *_: by_blocks)
+            return beam.candidates(alive, prices, at, marked)
+
+    return jax.jit(candidates), marked
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.sampled_from([(18 * BLOCK, 0.002), (18 * BLOCK - 1, 0.5), (17 * BLOCK + 1, 1.0)]),
+    levels=st.sampled_from([1, 2, 40, 4000]),
+    dead=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_joint_by_blocks_as_of_whole_rows(shape, levels, dead, seed):
+    alive, prices = problem(shape[0], 3, levels, dead, seed)
+    assert pays(shape[0], 3)
+    by_blocks, marked = joint_candidates(*shape, True)
+    rng = np.random.default_rng(seed)
+    last_BWK = np.full((BATCH, WAYS, 3), 9, np.int32)
+    last_BWK[:, 1][rng.random((BATCH, 3)) < 0.3] = marked.end[1]  # some have met
+    arguments = alive, prices, rng.random(BATCH) < 0.3, last_BWK
+    found, expected = by_blocks(*arguments), joint_candidates(*shape, False)[0](*arguments)
+    np.testing.assert_array_equal(found.log_probs_BGC, expected.log_probs_BGC)
+    there_BC = np.asarray(expected.log_probs_BGC)[:, 0] > -np.inf
+    for mine, its in zip(
+        (found.parents_BGC, found.ends_BGC, found.lengths_BGC, found.tokens_BWC),
+        (expected.parents_BGC, expected.ends_BGC, expected.lengths_BGC, expected.tokens_BWC),
+        strict=True,
+    ):
+        there = np.broadcast_to(there_BC[:, None], mine.shape)
+        np.testing.assert_array_equal(np.asarray(mine)[there], np.asarray(its)[there])
+    assert ((found.tokens_BWC >= 0) & (found.tokens_BWC < shape[0])).all()
