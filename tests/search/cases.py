@@ -159,7 +159,7 @@ def compiled(case: Case):
 
 
 def jit_search(case: Case, step_fn, markers: Markers):
-    # Of so many pairs each search takes longer than the optimiser (which conftest.py leaves out).
+    # Of so many pairs each search takes longer than the optimiser (left out by xla_flags.py).
     optimise = {"xla_backend_optimization_level": 1} if case.search_coupling.pairs > 50 else None
     return jax.jit(
         functools.partial(
