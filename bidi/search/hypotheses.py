@@ -15,7 +15,7 @@ import numpy as np
 
 from bidi.models.prices import BLOCK, Prices, log_probs
 from bidi.search.scoring import Penalty, length_penalty
-from bidi.search.top_k import pays, top_k, top_k_of_beam
+from bidi.search.top_k import top_k, top_k_of_beam
 
 PAD = 0  # behind the end of an output; never a token
 
@@ -148,14 +148,10 @@ def best_tokens(
     `prices` are of hypotheses: their P are K.
     """
     allowed = functools.partial(_may_be_written, at=at, markers=markers)
-    _, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
-    if not pays(hypotheses * vocabulary, 2 * hypotheses):
-        tokens_1WV = jnp.broadcast_to(jnp.arange(vocabulary), (1, ways, vocabulary))
-        extensions_BWKV = prices.log_probs().swapaxes(1, 2)
-        return best_extensions(alive, extensions_BWKV, allowed(tokens_1WV)[:, :, None])
     masked_J = masked_blocks(markers.text())
     parts_BKW = alive.log_probs_BGK.swapaxes(1, 2), prices.greatest_BPW, prices.log_sum_BPW
-    return top_k_of_beam(prices.logits_BPWV, parts_BKW, _longer, allowed, masked_J, 2 * hypotheses)
+    enough = 2 * prices.logits_BPWV.shape[1]
+    return top_k_of_beam(prices.logits_BPWV, parts_BKW, _longer, allowed, masked_J, enough)
 
 
 def masked_blocks(always_WV: np.ndarray) -> np.ndarray:

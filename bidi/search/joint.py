@@ -18,7 +18,7 @@ import numpy as np
 
 from bidi.models.prices import Prices, log_probs
 from bidi.search import hypotheses as hyps
-from bidi.search.top_k import pays, top_k, top_k_of_beam
+from bidi.search.top_k import top_k_of_beam
 
 LEFT, RIGHT = 0, 1
 
@@ -131,7 +131,7 @@ def _best_of_each(
     Returns:
         Log-probabilities, -inf where there are fewer, and tokens, both [B, W, K, R].
     """
-    batch, hypotheses, ways, vocabulary = prices.logits_BPWV.shape
+    batch, hypotheses, ways, _ = prices.logits_BPWV.shape
     # Each hypothesis as a beam of its own, N of them.
     alone = jax.tree.map(lambda x: x.reshape(batch * hypotheses, 1, *x.shape[2:]), prices)
     may_meet_N = jnp.repeat(may_meet_B, hypotheses)
@@ -142,16 +142,11 @@ def _best_of_each(
         meets_NW = (way_W == RIGHT) & (tokens_NW == markers.end[RIGHT])
         return is_text_NW | (meets_NW & hyps.of_axis(may_meet_N, 0, tokens_NW.ndim))
 
-    if pays(vocabulary, best):
-        parts_N1W = alone.greatest_BPW, alone.log_sum_BPW
-        masked_J = hyps.masked_blocks(markers.text())
-        worth_NWR, _, tokens_NWR = top_k_of_beam(
-            alone.logits_BPWV, parts_N1W, log_probs, allowed, masked_J, best
-        )
-    else:
-        tokens_1WV = jnp.broadcast_to(jnp.arange(vocabulary), (1, ways, vocabulary))
-        worth_NWV = jnp.where(allowed(tokens_1WV), alone.log_probs()[:, 0], -jnp.inf)
-        worth_NWR, tokens_NWR = top_k(worth_NWV, best)
+    parts_N1W = alone.greatest_BPW, alone.log_sum_BPW
+    masked_J = hyps.masked_blocks(markers.text())
+    worth_NWR, _, tokens_NWR = top_k_of_beam(
+        alone.logits_BPWV, parts_N1W, log_probs, allowed, masked_J, best
+    )
     worth_BKWR, tokens_BKWR = (
         found.reshape(batch, hypotheses, ways, best) for found in (worth_NWR, tokens_NWR)
     )

@@ -3,6 +3,7 @@
 B batch, K hypotheses, W ways, V vocabulary, C candidates, T steps.
 """
 
+import contextlib
 import functools
 import math
 
@@ -50,14 +51,22 @@ def problem(size: int, beam: int, levels: int, dead: float, seed: int):
     return alive, prices
 
 
+@contextlib.contextmanager
+def sorted_whole(whole: bool):
+    """Within, all rows are sorted whole, if so asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        if whole:
+            patch.setattr("bidi.search.top_k.pays", lambda *_: False)
+        yield
+
+
 @functools.cache
 def compiled(size: int, beam: int, forbidden: float, by_blocks: bool):
     marked = markers(size, forbidden, beam)
     assert pays(beam * size, 2 * beam)
 
     def best(alive, prices):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hyps, "pays", lambda *_: by_blocks)
+        with sorted_whole(not by_blocks):
             return hyps.best_tokens(alive, prices, AT, marked)
 
     return jax.jit(best)
@@ -146,8 +155,7 @@ def joint_candidates(size: int, forbidden: float, by_blocks: bool):
     def candidates(alive, prices, last_B, last_tokens_BWK):
         at = hyps.At(jnp.ones(BATCH, jnp.int32), last_B, min_length=3)
         alive = hyps.Alive(last_tokens_BWK[..., None], alive.log_probs_BGK[:, :1])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(joint, "pays", lambda *_: by_blocks)
+        with sorted_whole(not by_blocks):
             return beam.candidates(alive, prices, at, marked)
 
     return jax.jit(candidates), marked
