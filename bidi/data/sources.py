@@ -16,7 +16,6 @@ from typing import Any
 
 import gin
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 
 from bidi.files import PathError, fetched, in_bucket, path_of
@@ -194,6 +193,7 @@ class Tfds:
     @functools.cached_property
     def _builder(self) -> Any:
         """The TFDS builder, its data on disk and this config's names all checked."""
+        tfds = _tfds()
         _check_splits("Tfds.splits", self.splits)
         for module in _TFDS_MODULES:
             importlib.import_module(module)
@@ -216,6 +216,7 @@ class Tfds:
         return builder
 
     def _no_builder(self, error: Exception) -> str:
+        tfds = _tfds()
         name, _, config = self.name.partition(":")[0].partition("/")
         names = tfds.list_builders(with_community_datasets=False)
         if name not in names:
@@ -227,6 +228,11 @@ class Tfds:
 
 
 Source = ParallelText | Tfds
+
+
+def _tfds() -> Any:
+    """TFDS, imported when it is read from: which takes a fifth as long as all other imports."""
+    return importlib.import_module("tensorflow_datasets")
 
 
 def _check_splits(field: str, splits: Mapping[str, object]) -> None:
@@ -271,7 +277,7 @@ def _feature_keys(features: Any, prefix: str = "") -> list[str]:
     keys = []
     for name, feature in features.items():
         # A Sequence also has items, those of what it repeats: it is a leaf here.
-        nested = isinstance(feature, tfds.features.FeaturesDict)
+        nested = isinstance(feature, _tfds().features.FeaturesDict)
         keys += _feature_keys(feature, f"{prefix}{name}/") if nested else [f"{prefix}{name}"]
     return keys
 
