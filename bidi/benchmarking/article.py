@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.models.config import RecurrentConfig
 from bidi.search.config import SearchConfig
+from bidi.tokens import FIRST_TEXT_ID
 
 Params = Any
 

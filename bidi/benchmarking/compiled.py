@@ -19,10 +19,11 @@ from bidi.benchmarking.devices import CHIPS, Chip
 from bidi.benchmarking.topology import compiler_options
 from bidi.benchmarking.updates import update_flops
 from bidi.data import pipeline
-from bidi.data.vocabulary import FIRST_TEXT_ID, Vocabulary
+from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment
 from bidi.models.config import TransformerConfig
+from bidi.tokens import FIRST_TEXT_ID
 
 
 class SizeOnly(Vocabulary):

@@ -33,7 +33,7 @@ from bidi.data.prepared import PairSource
 from bidi.data.ragged import Ragged
 from bidi.data.sources import DataError
 from bidi.data.streams import Direction, Streams
-from bidi.data.vocabulary import EOS, PAD
+from bidi.tokens import EOS, PAD
 
 Batch = dict[str, np.ndarray]
 

@@ -16,8 +16,9 @@ from etils import epath
 
 from bidi.data.config import DataConfig
 from bidi.data.sources import DataError, Example
-from bidi.data.vocabulary import UNK, Vocabulary
+from bidi.data.vocabulary import Vocabulary
 from bidi.files import matching, on_disk
+from bidi.tokens import UNK
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import gin
 import numpy as np
 
 from bidi.data.ragged import Ragged
-from bidi.data.vocabulary import BOS, EOS, L2R, PAD, R2L
+from bidi.tokens import BOS, EOS, L2R, PAD, R2L
 
 Direction = Literal["l2r", "r2l"]
 

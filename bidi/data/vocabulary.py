@@ -10,9 +10,8 @@ import gin
 import numpy as np
 import sentencepiece
 
-# The first six ids of every vocabulary. Only UNK ever comes out of `Vocabulary.encode`.
-PAD, UNK, BOS, EOS, L2R, R2L = range(6)
-FIRST_TEXT_ID = 6
+from bidi.tokens import BOS, EOS, PAD, UNK
+
 _TAGS = ["<l2r>", "<r2l>"]
 
 # The trained model depends on the number of threads, so it is fixed and not the machine's.
@@ -43,7 +42,7 @@ class VocabularyConfig:
 
 
 class Vocabulary:
-    """A trained sentencepiece model with the special ids of this module.
+    """A trained sentencepiece model with the special ids of `bidi.tokens`.
 
     Attributes:
       size: Number of ids; they are 0 .. size - 1.

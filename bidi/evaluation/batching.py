@@ -14,7 +14,7 @@ import numpy as np
 
 from bidi.data.ragged import Ragged
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import PAD
+from bidi.tokens import PAD
 
 AXIS = "devices"
 QUEUE = 16  # sources of one search, at most, for each of its rows: a row takes one after another

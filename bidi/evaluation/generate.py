@@ -8,7 +8,7 @@ import numpy as np
 
 from bidi import distributed
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, Vocabulary
+from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.batching import Batching, usual_tokens
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
@@ -16,6 +16,7 @@ from bidi.evaluation.pricing import Priced, Pricing
 from bidi.evaluation.searching import LoweredSearch, Searching
 from bidi.models.model import Model
 from bidi.search.config import SearchConfig
+from bidi.tokens import EOS
 
 
 class Generator:

@@ -24,10 +24,10 @@ import numpy as np
 
 from bidi.data.sources import Example
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import FIRST_TEXT_ID, PAD
 from bidi.evaluation.found import Found
 from bidi.evaluation.generate import Generator
 from bidi.evaluation.significance import Comparison, bootstrap_ratio
+from bidi.tokens import FIRST_TEXT_ID, PAD
 
 GOLD, SEARCHED, HIDDEN = range(3)
 CONDITIONS = ("gold", "searched", "hidden")

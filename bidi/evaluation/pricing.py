@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import PAD
 from bidi.evaluation.batching import Batching, candidate_streams, round_up, source_batch
 from bidi.models.model import Model
+from bidi.tokens import PAD
 
 
 @dataclasses.dataclass(frozen=True)

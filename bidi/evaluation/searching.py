@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.evaluation.batching import QUEUE, Batching, SearchShape, source_batch
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.reading import AtWork, read_sources
@@ -23,6 +22,7 @@ from bidi.search.beam_search import BeamSearchResult, Markers, Place, beam_searc
 from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
 from bidi.search.slots import likely_room, whole_room
+from bidi.tokens import EOS, FIRST_TEXT_ID
 
 RoomOf = Callable[[Coupling, int, bool], Room]  # `likely_room` or `whole_room`
 

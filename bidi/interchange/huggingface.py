@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from bidi.data.streams import Direction
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, UNK, Vocabulary
+from bidi.data.vocabulary import Vocabulary
 from bidi.experiment import Experiment
 from bidi.interchange.tensors import Tensors, named_tensors
+from bidi.tokens import EOS, FIRST_TEXT_ID, PAD, UNK
 
 log = logging.getLogger(__name__)
 

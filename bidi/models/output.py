@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.dense import is_faster_transposed, product_by_transposed
+from bidi.tokens import FIRST_TEXT_ID
 
 # In place of what has no gradient, as JAX wants it.
 _NONE: Any = None

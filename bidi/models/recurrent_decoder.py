@@ -15,7 +15,6 @@ from bidi.models.attention import attend, attend_step, future_mask
 from bidi.models.axes import constrain
 from bidi.models.cache import KeysValues, cached_masks, empty_keys_values
 from bidi.models.config import RecurrentConfig
-from bidi.models.decoder import own_streams, read_others
 from bidi.models.dense import Dense, Projections
 from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
@@ -23,6 +22,7 @@ from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
 from bidi.models.slots import Slots
 from bidi.models.source_attention import SourceAttention, stream_source_mask
+from bidi.models.stream_attention import own_streams, read_others
 from bidi.models.sublayers import of_each_way, per_way
 
 

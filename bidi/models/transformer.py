@@ -13,13 +13,14 @@ import jax
 from bidi.models.attention import future_mask, history_mask
 from bidi.models.cache import KeysValues
 from bidi.models.config import TransformerConfig
-from bidi.models.decoder import Call, Decoder, own_streams
+from bidi.models.decoder import Decoder
 from bidi.models.dropout import Dropout
 from bidi.models.encoder import Encoder
 from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
 from bidi.models.slots import Room, Slots
 from bidi.models.source_attention import stream_source_mask
+from bidi.models.stream_attention import Call, own_streams
 from bidi.models.sublayers import sinusoidal_positions
 
 

@@ -26,10 +26,10 @@ from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
-from bidi.data.vocabulary import EOS
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.files import PathError, absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
+from bidi.tokens import EOS
 from bidi.training.checkpoints import (
     PROCESSES,
     Checkpoints,

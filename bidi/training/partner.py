@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from bidi.data.partner import Partner
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.model import Batch, Model, most_examples
 from bidi.models.output import Output, project
+from bidi.tokens import FIRST_TEXT_ID
 from bidi.training.chunks import scan_chunks
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from bidi.data.partner import Partner
-from bidi.data.vocabulary import PAD
 from bidi.models.axes import constrain_like_parameters
 from bidi.models.model import Model
+from bidi.tokens import PAD
 from bidi.training.loss import LossSums, cross_entropy
 from bidi.training.partner import Update, beside_guesses
 

@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from bidi.data.prepared import Prepared
-from bidi.data.vocabulary import EOS
 from bidi.experiment import load_run
+from bidi.tokens import EOS
 
 
 def main(workdir: str, directory: pathlib.Path) -> None:

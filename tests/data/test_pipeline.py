@@ -13,7 +13,7 @@ from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
 from bidi.data.pseudo import BesidePseudo
 from bidi.data.sources import DataError
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, PAD
+from bidi.tokens import EOS, PAD
 
 FIRST = 6
 CONFIG = BatchConfig(rows=4, source_length=16, target_length=12, packing_bins=4)

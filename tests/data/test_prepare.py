@@ -15,7 +15,8 @@ from bidi.data.config import DataConfig
 from bidi.data.prepare import check_prepared, prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError, ParallelText
-from bidi.data.vocabulary import UNK, VocabularyConfig
+from bidi.data.vocabulary import VocabularyConfig
+from bidi.tokens import UNK
 
 CHAR = VocabularyConfig("char")
 TEXTS = {

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 
 from bidi.data import splits
-from bidi.data.vocabulary import UNK
+from bidi.tokens import UNK
 
 
 def test_length_summary_is_that_of_the_lengths():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bidi.data.ragged import Ragged
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
+from bidi.tokens import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 
 TARGETS = st.lists(st.integers(FIRST_TEXT_ID, 40), max_size=12).map(
     lambda ids: np.array(ids, np.int32)

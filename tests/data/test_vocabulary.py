@@ -5,17 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bidi.data.vocabulary import (
-    BOS,
-    EOS,
-    L2R,
-    PAD,
-    R2L,
-    UNK,
-    Vocabulary,
-    VocabularyConfig,
-    train,
-)
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig, train
+from bidi.tokens import BOS, EOS, L2R, PAD, R2L, UNK
 
 SENTENCES = [f"the {a} {b} runs to a {a}" for a in ("cat", "dog", "bird") for b in ("red", "blue")]
 TYPES = ["unigram", "bpe", "char", "word"]

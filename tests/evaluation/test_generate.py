@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.evaluation.found import Found, Tally
 from bidi.search.config import SearchConfig
+from bidi.tokens import EOS, FIRST_TEXT_ID
 from tests.evaluation.tiny_generators import (
     MODELS,
     SEARCH,

@@ -14,11 +14,11 @@ import pytest
 
 from bidi.data.sources import Example
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD
 from bidi.evaluation import leak
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
+from bidi.tokens import EOS, FIRST_TEXT_ID, PAD
 from tests.evaluation.tiny_generators import (
     SOURCE_LETTERS,
     TARGET_LETTERS,

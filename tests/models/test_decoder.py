@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.model import decoding_variables
 from bidi.models.slots import Room
 from bidi.search.slots import first_slots
+from bidi.tokens import FIRST_TEXT_ID
 from tests.models import tiny
 
 # Packed rows; in each, one way's second example is shorter than the other's.

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.output import tokens_of
+from bidi.tokens import FIRST_TEXT_ID
 from tests.models import tiny
 
 ROWS = (

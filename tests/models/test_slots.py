@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.slots import Slots
+from bidi.tokens import FIRST_TEXT_ID
 from tests.models import tiny
 
 ROWS, PAIRS, STEPS, SLOTS = 3, 3, 6, 18

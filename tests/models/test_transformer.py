@@ -15,11 +15,11 @@ from bidi.data.partner import GOLD, Partner
 from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.pseudo import BesidePseudo
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 from bidi.models.model import decoding_variables
 from bidi.models.output import project
 from bidi.models.slots import Room
 from bidi.search.slots import first_slots
+from bidi.tokens import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 from bidi.training.loss import cross_entropy
 from tests.models import tiny
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.model import decoding_variables
 from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
 from bidi.search.config import SearchConfig
 from bidi.search.slots import whole_room
+from bidi.tokens import FIRST_TEXT_ID
 from tests.models import tiny
 from tests.search import joint_oracle, oracle
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidi.data.vocabulary import FIRST_TEXT_ID
 from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.models.model import Model, decoding_variables
 from bidi.models.output import project
@@ -17,6 +16,7 @@ from bidi.models.recurrent import Recurrent
 from bidi.models.slots import Room, Slots
 from bidi.models.transformer import Transformer
 from bidi.search.slots import first_slots
+from bidi.tokens import FIRST_TEXT_ID
 
 TARGETS, SOURCES = 13, 11  # sizes of the vocabularies
 

@@ -15,9 +15,9 @@ import pytest
 from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig, validation_batches
 from bidi.data.streams import Streams
-from bidi.data.vocabulary import EOS, FIRST_TEXT_ID
 from bidi.models.output import Output, Prior, project
 from bidi.models.transformer import Transformer
+from bidi.tokens import EOS, FIRST_TEXT_ID
 from bidi.training import chunks
 from bidi.training import partner as partner_module
 from bidi.training.partitioner import Pmap
