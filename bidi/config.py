@@ -179,8 +179,8 @@ def describe() -> str:
 def differences(old_text: str, new_text: str) -> list[Difference]:
     """What changed between two texts of `operative()`, sorted by name, macros replaced by values.
 
-    The configs named in the texts need not exist any more. A parameter that the old text lacks came
-    later than it: what was done then is what is done now by default.
+    The configs named in the texts need not exist any more. A parameter that the old text lacks is
+    newer than it: its default is taken, which does what was done before.
     """
     old, new = _flat(old_text), _flat(new_text)
     old = {name: default for name in new if (default := _default(name))} | old

@@ -109,7 +109,7 @@ _IN_SHORT = {
     *("Search.coupling", "Search.beam_size", "Search.partner_weights"),
     *("Agreement.rescore", "Agreement.interact"),
 }
-# Nothing is found by them that is not found without.
+# They do not change what is found.
 _NEUTRAL = {"Evaluation.batch_tokens", "Evaluation.samples"}
 
 

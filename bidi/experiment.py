@@ -40,15 +40,15 @@ class Experiment:
         model: `@Transformer()` or `@Recurrent()`. All other parts are there by themselves.
     """
 
-    data: DataConfig
-    streams: Streams
-    partner: Partner
-    batches: BatchConfig
-    optimizer: OptimizerConfig
-    training: TrainingConfig
-    search: SearchConfig
-    agreement: AgreementConfig
-    evaluation: EvaluationConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    streams: Streams = dataclasses.field(default_factory=Streams)
+    partner: Partner = dataclasses.field(default_factory=Partner)
+    batches: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    agreement: AgreementConfig = dataclasses.field(default_factory=AgreementConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
 
@@ -128,17 +128,7 @@ class Experiment:
 
 def build() -> Experiment:
     """Constructs every config by gin; ValueError where two of them contradict each other."""
-    experiment = Experiment(
-        data=DataConfig(),
-        streams=Streams(),
-        partner=Partner(),
-        batches=BatchConfig(),
-        optimizer=OptimizerConfig(),
-        training=TrainingConfig(),
-        search=SearchConfig(),
-        agreement=AgreementConfig(),
-        evaluation=EvaluationConfig(),
-    )
+    experiment = Experiment()
     _check_directions(experiment)
     _check_partner(experiment)
     _check_prior(experiment)

@@ -54,7 +54,7 @@ def path_of(name: Name) -> epath.Path:
         raise PathError(
             f"{text!r}: paths are of this machine or in a bucket of Google Cloud Storage (gs://...)"
         )
-    # A shell does not: `--workdir=~/runs` has it in the middle of a word. Nor is `~x` an error.
+    # A shell does not expand the `~` in `--workdir=~/runs`. A `~x` of no user stays as it is.
     return epath.Path(text if in_bucket(text) else os.path.expanduser(text))  # noqa: PTH111
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` and `translate` share: the flags that name trained models, and loading them."""
+"""The flags that name trained models, and loading them: for all verbs that use some."""
 
 import dataclasses
 

@@ -79,7 +79,7 @@ def _advice(error: BaseException) -> str | None:
     if isinstance(error, (UserError, *_USER_ERRORS)):
         return str(error)
     if any(words in str(error) for words in _FULL):
-        return f"{error}; make room there, then say the same command again"
+        return f"{error}; make room there, then run the same command again"
     return None
 
 

@@ -187,6 +187,11 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
         ),
         (BOTH, ["Experiment.model = @Recurrent"], r"write \(\) after the reference"),
         (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
+        (
+            BOTH,
+            ["Transformer.interaction = 'layers'", "Transformer.decoder_layers = 0"],
+            r"Transformer\.decoder_layers = 0: there is no layer",
+        ),
         (BOTH, ["Training.evaluate_every = 300"], r"Training\.checkpoint_every = 500"),
         (BOTH, ["Streams.ways = 'left'"], r"--gin\.Streams\.ways.*'left'"),
         (BOTH, ["Search.beamsize = 5"], "beam_size"),

@@ -9,13 +9,14 @@ import subprocess
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from bidi.data import pipeline
 from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError
 from bidi.training import lock, loop
-from bidi.training.checkpoints import FailedSaveError
+from bidi.training.checkpoints import Checkpoints, FailedSaveError
 from bidi.training.step import Trainer
 from tests.stoppable_run import (
     STEPS,
@@ -27,6 +28,7 @@ from tests.stoppable_run import (
     saved,
     train,
 )
+from tests.training.test_checkpoints import make_data, make_state
 from tests.training.tiny import assert_trees_equal
 
 
@@ -64,12 +66,13 @@ def small_disk(directory, size):
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def fill(directory):
-    """Leaves no room; returns the file that takes it."""
+def fill(directory, leaving=0):
+    """Leaves so many bytes; returns the file that takes the others."""
     path = directory / "filled"
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(b"0" * 4096):
             pass
+    os.truncate(path, path.stat().st_size - leaving)
     return path
 
 
@@ -102,6 +105,29 @@ def test_a_full_disk_costs_checkpoints_but_no_run(tiny, undisturbed, tmp_path):
         assert process.finish() == 0, process.output
         # No row of metrics is lost, and not the last checkpoint.
         assert_same_run(process.workdir, undisturbed)
+
+
+@pytest.mark.parametrize("leaving", [0, 200_000])
+def test_after_a_full_disk_checkpoints_are_known_and_replaced_as_before(tmp_path, leaving):
+    """Whether it was full at once or in the middle of the writing."""
+    with small_disk(tmp_path / "disk", "6m") as disk:
+        checkpoints = Checkpoints(epath.Path(disk / "run"), keep=1)
+        on_disk = disk / "run" / "checkpoints"
+
+        def save(step):
+            checkpoints.save(make_state(step, size=2000), make_data(step), {}, loss=1 / step)
+            checkpoints.wait()
+
+        with contextlib.closing(checkpoints):
+            save(1)
+            for step in (2, 4):
+                filled = fill(disk, leaving)
+                with pytest.raises(FailedSaveError):
+                    save(step)
+                assert checkpoints.all_steps() == [step - 1]
+                filled.unlink()
+                save(step + 1)
+                assert [path.name for path in on_disk.iterdir()] == [str(step + 1)]
 
 
 def test_the_last_checkpoint_must_be_written(tiny, finished, monkeypatch):

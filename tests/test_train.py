@@ -251,17 +251,22 @@ def test_a_place_that_orbax_cannot_read_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("binding", "error", "message"),
+    ("bindings", "error", "message"),
     [
-        ("Batches.rows = 12", config.ConfigError, "Batches.rows = 12"),
-        ("Batches.source_length = 5", DataError, "Batches.source_length = 5"),
-        ("Training.accumulation = 3", config.ConfigError, "Training.accumulation = 3"),
-        ("Training.initialize_from = '/none'", FileNotFoundError, "initialize_from = '/none'"),
+        (["Batches.rows = 12"], config.ConfigError, "Batches.rows = 12"),
+        (["Batches.source_length = 5"], DataError, "Batches.source_length = 5"),
+        (["Training.accumulation = 3"], config.ConfigError, "Training.accumulation = 3"),
+        (["Training.initialize_from = '/none'"], FileNotFoundError, "initialize_from = '/none'"),
+        (
+            ["Optimizer.schedule = 'cosine'", f"Optimizer.decay_steps = {STEPS - 1}"],
+            config.ConfigError,
+            f"from Optimizer.decay_steps = {STEPS - 1} on the learning rate is 0",
+        ),
     ],
 )
-def test_what_cannot_be_run_claims_no_workdir(tiny, tmp_path, binding, error, message):
+def test_what_cannot_be_run_claims_no_workdir(tiny, tmp_path, bindings, error, message):
     with pytest.raises(error, match=message):
-        train(tiny, tmp_path / "run", binding)
+        train(tiny, tmp_path / "run", *bindings)
     assert not (tmp_path / "run").exists()
 
 

@@ -37,7 +37,7 @@ class PairSource(Protocol):
 
 
 class Pairs:
-    """The token ids of a split, by random access: a Grain source.
+    """The token ids of a split, by random access.
 
     Attributes:
       longest: Tokens of the longest pair's `source` and `target`, without marker.

@@ -16,10 +16,9 @@ from bidi.data.ragged import Ragged
 from bidi.data.streams import Streams
 from bidi.tokens import PAD
 
-AXIS = "devices"
 QUEUE = 16  # sources of one search, at most, for each of its rows: a row takes one after another
-# With so many sources a row, rows do not idle for much of a search, at its end. With fewer, those
-# of the next length join them: some take more room than they need, but there is only one end.
+# With this many sources a row, the time that rows idle at the end of a search is small. With fewer
+# they wait for those of the next length: some take more room than they need, but there is one end.
 ENOUGH = 3
 
 
@@ -132,7 +131,7 @@ class Batching:
 
         Other processes' devices do work of their own.
         """
-        return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, 0), devices=self.used)
+        return jax.pmap(function, in_axes=(None, 0, 0), devices=self.used)
 
 
 def source_batch(encoded: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np.ndarray]:

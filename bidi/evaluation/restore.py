@@ -113,8 +113,8 @@ def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) 
         search.make_coupling(len(partner.streams.directions))
     except ValueError as error:
         raise UnfitModelsError(
-            f"--partner_workdir={workdir} is searched by its own coupling, and as --workdir else: "
-            f"{error}"
+            f"--partner_workdir={workdir} is searched with its own coupling and otherwise with "
+            f"--workdir's settings: {error}"
         ) from None
     return search
 

@@ -22,7 +22,7 @@ RULES = {
     "vocabulary": "tensor",
 }
 
-# Of kernels by the name of their layer; whose is not here is divided along its inputs.
+# Axes of kernels by the name of their layer; any other kernel is divided along its inputs.
 _KERNELS = {
     "q": ("embed", "heads"),
     "kv": ("embed", "heads"),
@@ -34,7 +34,7 @@ _KERNELS = {
 
 
 def parameter_axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
-    """Names of a parameter's last axes; what has more is of own decoders, which are not divided.
+    """Names of a parameter's last axes; those before them, of own decoders, are not divided.
 
     Args:
         path: of the parameter in a tree of parameters, or in any that follows one, such as an
@@ -51,7 +51,7 @@ def parameter_axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
     kernel = _KERNELS.get(f"{above}/{layer}", _KERNELS.get(layer, ("embed", None)))
     if name == "kernel":
         return kernel
-    # What a kernel's inputs are divided by, its outputs are added up over: then biases are whole.
+    # A kernel that is divided along its inputs gives partial sums: its bias is whole.
     return kernel[1:] if kernel[1] != "embed" else ()
 
 

@@ -19,7 +19,7 @@ def empty_keys_values(
 ) -> Cache:
     """Room for so many steps: keys and values, both [B, W, H, M, E].
 
-    With keys turned, a step would be written an entry at a time, far from one another.
+    With keys transposed, the entries of a step would lie far from one another when it is written.
     """
     nothing = jnp.zeros((batch, ways, heads, slots, width), dtype)
     return {"keys": nothing, "values": nothing}

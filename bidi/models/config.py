@@ -70,6 +70,11 @@ class TransformerConfig:
                 f"Transformer.model_size = {self.model_size} is no multiple of twice "
                 f"Transformer.heads = {self.heads}"
             )
+        if self.interaction == "layers" and not self.decoder_layers:
+            raise ValueError(
+                "Transformer.interaction = 'layers' with Transformer.decoder_layers = 0: there is "
+                "no layer in which streams could read each other; use 'top' or 'none'"
+            )
 
     @property
     def activation_dtype(self) -> jnp.dtype:

@@ -162,9 +162,9 @@ class Dense(nn.Module):
 class Projections(nn.Module):
     """Several dense layers of one input as one product, whose results are divided by heads.
 
-    Where a mesh divides layers, a device has the kernel's columns as they lie, all of them of one
-    or two layers; for the product it takes its share of every layer's. Kernels are smaller than
-    what they are multiplied with.
+    Where a mesh divides layers, a device's share of the whole kernel would be the columns of one or
+    two layers; for the product it is divided anew, so that each device has its share of every
+    layer. To move kernels costs less than to move what they are multiplied with.
 
     Attributes:
         layers: Q.

@@ -27,7 +27,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
-        """The others are as much larger; needs the rng `dropout`."""
+        """What is kept is divided by 1 - `rate`; needs the rng `dropout`."""
         off = nn.merge_param("deterministic", self.deterministic, deterministic)
         if off or not self.rate:
             return x

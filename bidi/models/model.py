@@ -104,7 +104,7 @@ class Model(nn.Module):
         """Logits of the labels.
 
         Args:
-            batch: the batch dict of DESIGN: `source`, `source_segments`, `source_positions`
+            batch: of `bidi.data.pipeline`: `source`, `source_segments`, `source_positions`
                 [B, S], `inputs`, `segments`, `positions` [B, W, T], all int32.
             train: whether dropout is on; then needs the rng `dropout`.
             interact: False lets the streams of an interacting model run alone.

@@ -63,7 +63,7 @@ class BeamSearchResult:
             unfinished one (unless `rank_unfinished`), then the score, then the first way.
         steps_Q: int32, steps after which each sentence was done.
         lost_Q: bool, whether the search of a sentence was given up, as there was too little room in
-            the cache: what is said of it above is not the result.
+            the cache: its other entries mean nothing.
         steps: int32, steps that the loop ran.
     """
 
@@ -129,8 +129,8 @@ def beam_search(
         room: static, slots that the cache has. With `slots.whole_room` no sentence is lost.
         config: see `SearchConfig`.
         winner_only: static, whether a sentence is done as soon as its winner is certain: `winner_Q`
-            and the first hypothesis of that beam are those of the whole search, and nothing else
-            that is said of hypotheses is the result.
+            and the first hypothesis of that beam are those of the whole search; the other
+            hypotheses mean nothing.
 
     Returns:
         The n-best hypotheses of each beam.

@@ -166,7 +166,7 @@ def _log_mean(log_probs: jax.Array, scores: jax.Array, axis: int) -> jax.Array:
     weighted = log_probs + jax.nn.log_softmax(scores, axis=axis)
     # Of a dead hypothesis the log-probability may be anything.
     mean = jax.nn.logsumexp(jnp.where(scores > -jnp.inf, weighted, -jnp.inf), axis=axis)
-    # Rounding may lift the mean above 1, on which the search's bound relies.
+    # The search's bound relies on a mean of at most 1, above which rounding may lift it.
     return jnp.minimum(mean, 0.0)
 
 

@@ -20,7 +20,7 @@ def whole_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
 
 
 def likely_room(coupling: Coupling, steps: int, keeps_pairs: bool) -> Room:
-    """Room that few searches of so many steps do not get by with; `keeps_pairs`: see `Model`.
+    """Room that suffices for nearly all searches of so many steps; `keeps_pairs`: see `Model`.
 
     All that is alive in a beam comes, a few steps before, from one hypothesis.
     """

@@ -55,24 +55,22 @@ class Checkpoints:
         self.directory = absolute(workdir / "checkpoints")
         distributed.from_first(lambda: self._set_aside(self._unopenable()))
         self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[_LOSS],
-                best_mode="min",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(keep),
-                        checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics[_LOSS],
-                            reverse=True,
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
+        self._options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[_LOSS],
+            best_mode="min",
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(keep),
+                    checkpoint_managers.BestN(
+                        get_metric_fn=lambda metrics: metrics[_LOSS],
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
             ),
         )
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def save(
         self, state: TrainState, data: Any, progress: dict[str, Any], loss: float | None
@@ -137,8 +135,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a full disk shows as errors of many libraries
-            # What another thread still writes there the next start removes.
             self._remove_unfinished()
+            if jax.process_count() == 1:
+                self._open_again()
             raise FailedSaveError(
                 f"The checkpoint of step {self._saving} cannot be written to {self.directory}: "
                 f"{type(error).__name__}: {str(error)[:200]}"
@@ -201,13 +200,28 @@ class Checkpoints:
 
     def close(self) -> None:
         """`wait`, and lets go of all threads."""
-        # What is raised here is said only: another error brought the run here. Orbax may raise
-        # once more, from another of its threads, what a save has failed by.
-        for let_go in (self.wait, self._manager.close):
-            try:
-                let_go()
-            except Exception as error:
-                log.error("%s", error)
+        # What is raised here is said only: another error brought the run here.
+        try:
+            self.wait()
+        except FailedSaveError as error:
+            log.error("%s", error)
+        self._close_manager()
+
+    def _close_manager(self) -> None:
+        # Orbax may raise once more, from another of its threads, what a save has failed by.
+        try:
+            self._manager.close()
+        except Exception as error:
+            log.error("%s", error)
+
+    def _open_again(self) -> None:
+        """After a save that failed, which would fail the next one, too.
+
+        Orbax has struck off the checkpoints that it was to replace, and they are there still.
+        """
+        self._close_manager()
+        self._remove_unfinished()  # what its threads wrote meanwhile
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def restore_params(self, step: int, params: Any) -> Any:
         """What is to be evaluated: the moving average where there is one, else the parameters.

@@ -21,6 +21,7 @@ from etils import epath
 
 from bidi import config as gin_config
 from bidi import distributed
+from bidi.config import ConfigError
 from bidi.data import pipeline
 from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
@@ -95,6 +96,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
     """Trains, or goes on with training, in `workdir`.
 
     Raises:
+        ConfigError: updates would change nothing, or devices, rows or model do not fit together.
         CannotResumeError: the workdir holds another run.
         InUseError: another run is at work in it.
         FloatingPointError: the loss is no number any more; names the update, its examples if they
@@ -108,6 +110,7 @@ def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
             f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
             "again what it has saved; choose another --workdir"
         )
+    _check_schedule(experiment)
     prepared = Prepared.open(experiment.data.directory)
     check_prepared(experiment.data, prepared.manifest)
     run = _Run(experiment, prepared, workdir)
@@ -118,6 +121,16 @@ def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
         finally:
             run.checkpoints.close()
             run.data.close()
+
+
+def _check_schedule(experiment: Experiment) -> None:
+    steps, decay_steps = experiment.training.steps, experiment.optimizer.decay_steps
+    if decay_steps is not None and steps > decay_steps:
+        raise ConfigError(
+            f"Training.steps = {steps}, but from Optimizer.decay_steps = {decay_steps} on the "
+            "learning rate is 0: let the cosine last as long, in a new workdir (--gin.STEPS where "
+            "an experiment has that), or train for less"
+        )
 
 
 class _Run:
@@ -152,7 +165,7 @@ class _Run:
         if self.config.initialize_from and distributed.from_first(
             lambda: not (workdir / CONFIG_FILE).exists()
         ):
-            self._initial_params()  # as above
+            self._initial_params()  # for what is wrong with it
 
     def claim(self) -> None:
         """Only once all is checked: a config that cannot be run must not claim the workdir."""
@@ -269,7 +282,7 @@ class _Run:
             known_to_all = isinstance(error, NoRoomError) or jax.process_count() == 1
             if not (goes_on and known_to_all):
                 raise FailedSaveError(
-                    f"{error}. Make room there and say the same command again; {self._last_good()}"
+                    f"{error}. Make room there and run the same command again; {self._last_good()}"
                 ) from error
             log.error("%s. Going on; %s", error, self._last_good())
 

@@ -39,8 +39,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        numbers = ("learning_rate", "warmup_steps", "eps", "weight_decay", "clip_norm")
+        numbers = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm")
         ranges.check(self, "Optimizer", *numbers, least=0)
+        # A gradient of 0 divides 0 by it.
+        ranges.check(self, "Optimizer", "eps", least=1e-20)
         ranges.check(self, "Optimizer", "b1", "b2", least=0, below=1)
         if (self.schedule == "cosine") != (self.decay_steps is not None):
             raise ValueError(

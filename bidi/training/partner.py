@@ -19,6 +19,9 @@ from bidi.models.output import Output, project
 from bidi.tokens import FIRST_TEXT_ID
 from bidi.training.chunks import scan_chunks
 
+# By what an update's draws differ: dropout of the source and of both passes, and mixing.
+_SOURCE, _GUESS, _MIXING, _BESIDE = range(4)
+
 
 @flax.struct.dataclass
 class Update:
@@ -54,16 +57,16 @@ def beside_guesses(
         train = update is not None
         return model.apply({"params": params}, *arguments, **options, train=train, rngs=rngs)
 
-    source = apply(0, params, batch, examples=most_examples(batch), method="start")
+    source = apply(_SOURCE, params, batch, examples=most_examples(batch), method="start")
     still = jax.lax.stop_gradient((params, source))
-    states_BWTD, output = apply(1, *still, batch, interact=False, method="unprojected_of")
+    states_BWTD, output = apply(_GUESS, *still, batch, interact=False, method="unprojected_of")
     shown_BWT = inputs_of(guess(states_BWTD, output), batch)
     if update is not None:
         share = share_of_guesses(partner, update.number)
-        rng = jax.random.fold_in(update.rng, 2)
+        rng = jax.random.fold_in(update.rng, _MIXING)
         vocabulary = len(output.table_VD)
         shown_BWT = mixed(shown_BWT, batch, share, partner.corrupted, vocabulary, rng)
-    return apply(3, params, source, batch, shown_BWT, method="unprojected_beside")
+    return apply(_BESIDE, params, source, batch, shown_BWT, method="unprojected_beside")
 
 
 def guess(states_BWTD: jax.Array, output: Output) -> jax.Array:

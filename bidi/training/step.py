@@ -13,12 +13,10 @@ import optax
 
 from bidi.data.partner import Partner
 from bidi.models.axes import constrain_like_parameters
-from bidi.models.model import Model
+from bidi.models.model import Batch, Model
 from bidi.tokens import PAD
 from bidi.training.loss import LossSums, cross_entropy
 from bidi.training.partner import Update, beside_guesses
-
-Batch = dict[str, jax.Array]
 
 
 @flax.struct.dataclass

@@ -201,6 +201,12 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def truncate_all(directory):
+    """All files of values: half of one may be what was written and replaced."""
+    for path in directory.rglob("d/*"):
+        truncate(path)
+
+
 def largest(directory):
     """Of the files of values: how many there are depends on what was written in which moment."""
     return max(directory.rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -208,8 +214,8 @@ def largest(directory):
 
 DAMAGE = {
     "parameters flipped": lambda step: flip(largest(step / "params")),
-    "parameters truncated": lambda step: truncate(largest(step / "params")),
-    "optimiser truncated": lambda step: truncate(largest(step / "optimizer")),
+    "parameters truncated": lambda step: truncate_all(step / "params"),
+    "optimiser truncated": lambda step: truncate_all(step / "optimizer"),
     "average flipped": lambda step: flip(largest(step / "ema")),
     "data missing": lambda step: shutil.rmtree(step / "data"),
     "progress empty": lambda step: (step / "progress" / "metadata").write_bytes(b""),

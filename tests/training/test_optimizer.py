@@ -50,6 +50,7 @@ def test_no_warm_up():
     ("values", "named"),
     [
         ({"schedule": "cosine"}, "decay_steps = None"),
+        ({"eps": 0.0}, "eps = 0.0 must be at least 1e-20"),
         ({"schedule": "inverse_sqrt", "decay_steps": 10}, "decay_steps = 10"),
         ({"schedule": "cosine", "warmup_steps": 20, "decay_steps": 20}, "warmup_steps = 20"),
     ],
