@@ -27,7 +27,7 @@ from bidi import config, experiment, trained, verb
 from bidi.benchmarking import compiled, losses, product, programs, searches, tables, updates
 from bidi.data.prepared import Prepared
 from bidi.evaluation import restore
-from bidi.files import can_hold, path_of, write_whole
+from bidi.files import path_of, write_whole
 from bidi.models.config import RecurrentConfig
 from bidi.provenance import CompileMeter, provenance
 
@@ -53,7 +53,7 @@ _PROFILE = flags.DEFINE_bool("profile", False, "search: also where the devices' 
 
 def train(bindings: list[str]) -> None:
     """Measures updates."""
-    _check_output()
+    verb.check_output(_OUTPUT.value)
     loaded = config.load(experiment.build, verb.gin_files(), bindings)
     if flags.FLAGS.print_config:
         print(config.describe())
@@ -78,7 +78,7 @@ def train(bindings: list[str]) -> None:
 
 def loss(bindings: list[str]) -> None:
     """Measures the loss."""
-    _check_output()
+    verb.check_output(_OUTPUT.value)
     loaded = config.load(experiment.build, verb.gin_files(), bindings)
     if flags.FLAGS.print_config:
         print(config.describe())
@@ -154,7 +154,7 @@ def article(bindings: list[str]) -> None:
 
 def _single_model(bindings: list[str]) -> trained.Trained | None:
     """The model of `--workdir`; None if only its config was to be printed."""
-    _check_output()
+    verb.check_output(_OUTPUT.value)
     if flags.FLAGS.partner_workdir:
         raise verb.UserError("--partner_workdir is not for this verb: it measures single searches")
     return trained.load(bindings)
@@ -167,12 +167,6 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
             f"--{flag.name}={','.join(flag.value)}: write numbers from 1 on, with commas between"
         )
     return [int(text) for text in flag.value]
-
-
-def _check_output() -> None:
-    """Before minutes are spent on what could not be written."""
-    if _OUTPUT.value and not can_hold(path_of(_OUTPUT.value).parent):
-        raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
 
 
 def _write(report: dict[str, Any], operative: str) -> None:

@@ -20,7 +20,7 @@ from bidi.data.prepared import Prepared
 from bidi.data.sources import read_lines
 from bidi.evaluation import metrics
 from bidi.evaluation.config import EvaluationConfig, TokenKind
-from bidi.evaluation.report import separated
+from bidi.evaluation.report import error_headings, separated
 from bidi.evaluation.rouge import rouge_l_errors
 from bidi.evaluation.significance import (
     Comparison,
@@ -92,7 +92,8 @@ def _compared(
 ) -> Iterator[tuple[str, float, float, Comparison]]:
     """Name, that of a and of b, and the difference: error rates, and what choices were made by."""
     kind = evaluation.tokens
-    rates = {"WER": metrics.word_errors, "PER": metrics.token_errors}
+    headings = error_headings(evaluation)
+    rates = {headings["wer"]: metrics.word_errors, headings["per"]: metrics.token_errors}
     if evaluation.metric == "rouge":
         rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
     words = _separated(references, kind)
@@ -111,6 +112,8 @@ def _separated(lists: Sequence[Sequence[str]], kind: TokenKind) -> list[list[str
 
 
 def _report(path: epath.Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise verb.UserError(f"{path} is a directory: name a report in it, {path}/eval/NAME.json")
     try:
         report = json.loads(path.read_bytes())
         return {"split": report["split"], "config": report["config"]} | report

@@ -15,7 +15,7 @@ from absl import flags
 
 from bidi import config, experiment, verb
 from bidi.benchmarking import compiled, tables, topology
-from bidi.files import can_hold, path_of, write_whole
+from bidi.files import path_of, write_whole
 from bidi.provenance import provenance
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -46,8 +46,7 @@ def main(bindings: list[str]) -> None:
         raise verb.UserError("--topology is missing: for which chips? v5e:4x4, for example")
     if unknown := set(_PROGRAMS.value) - {"train", "search"}:
         raise verb.UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
-    if _OUTPUT.value and not can_hold(path_of(_OUTPUT.value).parent):
-        raise verb.UserError(f"--output={_OUTPUT.value}: there is no such directory, make it first")
+    verb.check_output(_OUTPUT.value)
     devices = topology.topology(_TOPOLOGY.value)
     programs = {}
     if "train" in _PROGRAMS.value:

@@ -74,7 +74,7 @@ def main(bindings: list[str]) -> None:
     result |= made_with
     write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
     write_whole(directory / f"{name}.json", _json(result))
-    report.print_results(result, rich.console.Console())
+    report.print_results(result, system.evaluation, rich.console.Console())
     print(f"{directory / name}.json")
 
 
@@ -111,6 +111,8 @@ _IN_SHORT = {
 }
 # They do not change what is found.
 _NEUTRAL = {"Evaluation.batch_tokens", "Evaluation.samples"}
+# Of a part of a name: file systems take 255 bytes of all.
+_LONGEST = 80
 
 
 def _search_name(models: Trained) -> str:
@@ -121,8 +123,11 @@ def _search_name(models: Trained) -> str:
         parts.append(f"by-{system.search.partner_weights}")
     if len(system.generators) == 2:
         # One model may be evaluated with several partners, and the outputs compared.
-        partner = relative(system.workdirs[1], system.workdirs[0]).removeprefix("../")
-        parts += ["partner", _in_a_name(partner)]
+        partner = relative(system.workdirs[1], system.workdirs[0])
+        beside = partner.removeprefix("../")
+        parts += ["partner", _in_a_name(beside)]
+        if beside == partner:
+            parts.append(_digest(partner))
     elif system.rescores:
         parts.append("agreement")
     if system.rescores and system.agreement.interact:
@@ -141,13 +146,22 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
     if models.checkpoint != "best":
         parts += ["checkpoint", models.checkpoint]
     text = "".join(f"-{part}" for part in parts)
-    # File systems take 255 bytes; the report says it in full.
-    return text if len(text) <= 100 else f"-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    # The report says it in full.
+    return text if len(text) <= _LONGEST else f"-{_digest(text)}"
 
 
 def _in_a_name(text: str) -> str:
-    text = re.sub(r"(?<!\w)-(?=[\d.])", "minus", text)  # not that of `seed-2`
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+    """A value or path as far as a name can hold it; by a digest where that might be another's."""
+    value = re.sub(r"(?<!\w)-(?=[\d.])", "minus", text)  # not that of `seed-2`
+    value = re.sub(r"[()\[\]'\"]|,$", "", value.replace(",)", ")")).replace(", ", "-")
+    name = re.sub(r"[^\w.+-]+", "-", value).strip("-")
+    if name == value and len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _report(

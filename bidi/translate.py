@@ -50,6 +50,9 @@ def main(bindings: list[str]) -> None:
     output = None if _OUTPUT.value is None else path_of(_OUTPUT.value)
     if output is not None and output.exists() and not is_plain_file(output):
         raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
+    if output is not None and output.suffix == ".gz":
+        raise verb.UserError(f"--output={output}: outputs are written as they are: leave out .gz")
+    verb.check_output(_OUTPUT.value)
     if system.rescores:
         tuned = system.with_saved_choice(models.agreement_file)
         if tuned is None:

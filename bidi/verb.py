@@ -12,7 +12,7 @@ from absl import logging as absl_logging
 
 from bidi import config, distributed
 from bidi.data.sources import DataError
-from bidi.files import PathError
+from bidi.files import PathError, can_hold, path_of
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
@@ -100,6 +100,16 @@ def _log_to_stderr() -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
+
+
+def check_output(output: str | None) -> None:
+    """Looks whether `--output` can be written, before time is spent on what is to be in it.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if output and not can_hold(path_of(output).parent):
+        raise UserError(f"--output={output}: there is no such directory, make it first")
 
 
 def gin_files() -> list[str]:

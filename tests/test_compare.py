@@ -82,7 +82,7 @@ def test_characters_are_compared_on_request(reports, capsys):
     letters = ["Evaluation.tokens = 'characters'", "Evaluation.metric = 'rouge'"]
     run(reports / "bad.json", reports / "good.json", *letters)
     printed = capsys.readouterr().out
-    for name in ("WER", "PER", "100 - R-L"):
+    for name in ("inexact", "CER", "100 - R-L"):
         assert cells(printed, name) == ["0.00", "0.00", "+0.00"]
 
 
@@ -114,6 +114,8 @@ def test_reports_that_cannot_be_compared(report, reports):
         (reports / "other.json").write_text(content)
         with pytest.raises(verb.UserError, match=r"other\.json is no report of bidi\.evaluate"):
             run(reports / "other.json", reports / "bad.json")
+    with pytest.raises(verb.UserError, match="is a directory: name a report in it"):
+        run(reports, reports / "bad.json")
     (reports / "bad.txt").unlink()
     with pytest.raises(verb.UserError, match=r"bad\.txt is missing"):
         run(reports / "good.json", reports / "bad.json")

@@ -1,7 +1,9 @@
 """The verb on a tiny trained model; what its parts do is shown in tests/evaluation."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -190,13 +192,37 @@ def test_partners_of_one_name_have_files_of_their_own(trained, tmp_path, evaluat
     for place in ("l2r", "r2l", "other/r2l"):
         source = getattr(trained, place.rpartition("/")[2])
         shutil.copytree(source, tmp_path / place, ignore=ignore)
-    for place, name in (("r2l", "r2l"), ("other/r2l", "other-r2l")):
+    digest = hashlib.sha256(b"other/r2l").hexdigest()[:10]  # of other-r2l, which it is not
+    for place, name in (("r2l", "r2l"), ("other/r2l", f"other-r2l-{digest}")):
         result, _ = evaluate(
             tmp_path / "l2r",
             f"--partner_workdir={tmp_path / place}",
             name=f"none-beam4-partner-{name}",
         )
         assert result["workdirs"][1] == str(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["seed-2/r2l", "seed/2/r2l", "seed/2-r2l", "seed-2-r2l"],
+        ["r2l=0.1", "r2l-0.1", "r2l 0.1", "-r2l-0.1"],
+        ["'a/b'", "'a-b'", "'a b'"],
+        ["x" * 80, "x" * 81, "x" * 300],
+    ],
+)
+def test_other_values_and_paths_have_other_names(texts):
+    names = [evaluate_verb._in_a_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(re.fullmatch(r"[\w.+-]{1,100}", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("-0.5", "minus0.5"), ("(0.5,)", "0.5"), ("(0.0, 1.5)", "0.0-1.5"), ("'swap'", "swap")],
+)
+def test_plain_values_are_their_names(text, name):
+    assert evaluate_verb._in_a_name(text) == name
 
 
 def test_other_data_than_those_of_training_are_said(trained, workdir, evaluate, tmp_path, caplog):

@@ -136,6 +136,15 @@ def test_lines_before_a_bad_one_are_translated(translate, texts, chunk, monkeypa
     assert capsys.readouterr().out.splitlines() == texts[:2]
 
 
+@pytest.mark.parametrize(
+    ("output", "says"), [("none/out", "there is no such directory"), ("out.gz", r"leave out \.gz")]
+)
+def test_what_cannot_be_written_is_said_before_the_search(translate, tmp_path, output, says):
+    with pytest.raises(verb.UserError, match=f"--output={tmp_path}/{output}: .*{says}"):
+        translate(f"--output={tmp_path}/{output}", stdin=b"abc\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_outputs_never_replace_what_is_no_file(translate, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

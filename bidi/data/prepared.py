@@ -15,6 +15,7 @@ from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, expand
 from bidi.data.splits import examples_file, pair_shards
 from bidi.data.vocabulary import Vocabulary
+from bidi.files import absolute
 
 _COMMAND = "python -m bidi.prepare --gin_file=... (the same files as for training)"
 _MEND = f"run {_COMMAND}, which mends it"
@@ -90,7 +91,10 @@ class Prepared:
         """
         path = expand(directory)
         if not (path / MANIFEST).is_file():
-            raise FileNotFoundError(f"{path} holds no prepared data: run {_COMMAND}")
+            raise FileNotFoundError(
+                f"{absolute(path)} holds no prepared data: run {_COMMAND}, or name another "
+                "directory by --gin.Data.directory"
+            )
         manifest = read_manifest(path)
         if manifest.get("format") != FORMAT:
             raise DataError(

@@ -71,7 +71,8 @@ class ParallelText:
 
     Attributes:
       source: Split (train, validation, test) -> file.
-      target: Split -> file, or the files of several references. Paths may contain `$VAR` and `~`.
+      target: Split -> file, or the files of several references, where a blank line stands for none.
+        Paths may contain `$VAR` and `~`.
     """
 
     source: dict[str, str] = gin.REQUIRED
@@ -104,7 +105,7 @@ class ParallelText:
                 counts[column] += line is not None
             # One file is over before the others: only the count is still of interest.
             if None not in row:
-                yield Example(row[0], tuple(row[1:]))
+                yield Example(row[0], _written(row[1:]))
         if len(set(counts)) > 1:
             table = ", ".join(f"{path}: {n}" for path, n in zip(paths, counts, strict=True))
             raise DataError(
@@ -233,6 +234,11 @@ Source = ParallelText | Tfds
 def _tfds() -> Any:
     """TFDS, imported when it is read from: which takes a fifth as long as all other imports."""
     return importlib.import_module("tensorflow_datasets")
+
+
+def _written(references: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are not blank, or a blank one where all are."""
+    return tuple(text for text in references if text.strip()) or references[:1]
 
 
 def _check_splits(field: str, splits: Mapping[str, object]) -> None:

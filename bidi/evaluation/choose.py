@@ -142,6 +142,7 @@ class System:
             # Relative: they may be moved together.
             "workdirs": [relative(path, self.workdirs[0]) for path in self.workdirs],
             "checkpoints": self.steps,
+            "models": [generator.identity for generator in self.generators],
             "search": [dataclasses.asdict(search) for search in self.searches],
             "agreement": dataclasses.asdict(self.agreement),
             "metric": self.evaluation.metric,

@@ -1,5 +1,7 @@
 """A trained model at work: texts in, hypotheses out; and log-probabilities of given outputs."""
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from bidi.evaluation.searching import LoweredSearch, Searching
 from bidi.models.model import Model
 from bidi.search.config import SearchConfig
 from bidi.tokens import EOS
+from bidi.training.checkpoints import checksum
 
 
 class Generator:
@@ -68,6 +71,16 @@ class Generator:
             self._evaluation,
             self._batching.used,
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its outputs depend on besides the search; can be written as JSON."""
+        return {
+            "checksum": int(checksum(self.params)),
+            "model": dataclasses.asdict(self.model.config),
+            "streams": dataclasses.asdict(self.streams),
+            "max_source_length": self._max_source_length,
+        }
 
     def encode(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Texts as the model reads them: int32 [s], cut to length, with end marker."""
@@ -181,8 +194,13 @@ class Generator:
         )
 
     def text(self, hypothesis: Hypothesis | None) -> str:
-        """A hypothesis as text; the empty one for none."""
-        return "" if hypothesis is None else self.target_vocabulary.decode(hypothesis.tokens)
+        """A hypothesis as text of one line; the empty one for none.
+
+        A vocabulary may hold the ends of lines, unless it normalises them (`nmt_*`).
+        """
+        if hypothesis is None:
+            return ""
+        return re.sub(r"[\r\n]+", " ", self.target_vocabulary.decode(hypothesis.tokens))
 
     def _encode(self, sources: Sequence[str]) -> list[np.ndarray]:
         return [self._source_vocabulary.encode(source) for source in sources]

@@ -30,7 +30,6 @@ from bidi.files import write_whole, writing_whole
 from bidi.progress import progress_bar
 from bidi.provenance import provenance
 from bidi.search.config import SearchConfig
-from bidi.training.checkpoints import checksum
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Labeller:
         generator: the model.
         search: how its outputs are searched.
         directions: which of them are taken.
-        identity: what the outputs depend on: the checkpoint's step and checksum, the search.
+        identity: what the outputs depend on: step, search, and `Generator.identity`.
     """
 
     workdir: str
@@ -101,7 +100,7 @@ def load_labellers(
         identity = {
             "directions": directions,
             "step": step,
-            "checksum": int(checksum(generator.params)),
+            **generator.identity,
             "search": dataclasses.asdict(experiment.search),
         }
         labellers.append(Labeller(str(workdir), generator, experiment.search, directions, identity))
@@ -163,6 +162,7 @@ def label(
     if finished and not turns:
         log.info("%s is labelled already", directory)
         return True
+    log.info("Labelling in shards of %d pairs; a signal stops behind one", pseudo.PAIRS_PER_SHARD)
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):
             if any(distributed.allgather(stop())):

@@ -16,7 +16,7 @@ from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
 
 # Metrics that the table shows, and their headings.
-_COLUMNS = {"wer": "WER", "per": "PER", "bleu": "BLEU", "chrf": "chrF"}
+_COLUMNS = {"bleu": "BLEU", "chrf": "chrF"}
 _COLUMNS_OF_TITLES = {
     "rouge1": "R-1",
     "rouge2": "R-2",
@@ -137,7 +137,16 @@ def samples(
     ]
 
 
-def print_results(report: dict[str, Any], console: rich.console.Console) -> None:
+def error_headings(config: EvaluationConfig) -> dict[str, str]:
+    """What `wer` and `per` are called: in pronunciation a word is a whole output."""
+    if config.metric == "wer":
+        return {"wer": "WER", "per": "PER"}
+    return {"wer": "inexact", "per": "CER" if config.tokens == "characters" else "WER"}
+
+
+def print_results(
+    report: dict[str, Any], config: EvaluationConfig, console: rich.console.Console
+) -> None:
     """The gist of a report of `bidi.evaluate`."""
     systems = {"chosen": report["metrics"], **report["directions"]}
     if len(report["directions"]) == 1:
@@ -145,7 +154,8 @@ def print_results(report: dict[str, Any], console: rich.console.Console) -> None
     title = f"{report['split']}: {report['sentences']} sources"
     # Narrow: eleven columns fit eighty characters.
     table = rich.table.Table(title=title, box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-    shown = _COLUMNS_OF_TITLES if "rouge1" in report["metrics"] else _COLUMNS
+    titles = "rouge1" in report["metrics"]
+    shown = _COLUMNS_OF_TITLES if titles else error_headings(config) | _COLUMNS
     for heading in ("", *shown.values(), "first 4", "last 4", "length", "won"):
         table.add_column(heading, justify="right")
     for name, row in systems.items():

@@ -49,6 +49,11 @@ def test_several_references(parallel):
     assert [e.targets for e in text.examples("train")] == [("1", "I"), ("2", "II")]
 
 
+def test_a_blank_line_is_no_further_reference(parallel):
+    text = parallel("a\nb\nc\n", "1\n \n\n", "\nII\n\t\n")
+    assert [e.targets for e in text.examples("train")] == [("1",), ("II",), ("",)]
+
+
 def test_unequal_line_counts_name_every_file_and_count(parallel):
     examples = parallel("a\nb\n", "1\n2\n3\n", "I\nII\n").examples("train")
     with pytest.raises(DataError, match=r"src: 2, .*ref0: 3, .*ref1: 2"):

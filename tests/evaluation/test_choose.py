@@ -1,5 +1,6 @@
 """One trained model of two directions, its directions as two models, and two of one direction."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -283,6 +284,8 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
     again = load(trained.l2r, trained.r2l, "Evaluation.samples = 7")
     assert again.with_saved_choice(path).choice == tuned.choice
 
+    reading_less = copy.copy(partners.generators[0])
+    reading_less._max_source_length = 2
     others = [
         agreeing,
         load(trained.r2l, trained.l2r),
@@ -293,6 +296,9 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
         load(trained.l2r, trained.r2l, "Evaluation.tokens = 'characters'"),
         dataclasses.replace(partners, steps=(60, 120)),
         dataclasses.replace(partners, workdirs=(partners.workdirs[0], "another")),
+        # Other models in the same place, or told to read less.
+        dataclasses.replace(partners, generators=partners.generators[::-1]),
+        dataclasses.replace(partners, generators=(reading_less, partners.generators[1])),
     ]
     for other in others:
         assert other.with_saved_choice(path) is None

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bidi.evaluation.found import Found, Tally
+from bidi.data import vocabulary
+from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.search.config import SearchConfig
 from bidi.tokens import EOS, FIRST_TEXT_ID
 from tests.evaluation.tiny_generators import (
@@ -32,6 +34,16 @@ PAIRED = SearchConfig(n_best=2, max_length_factor=1.5, max_length_offset=5)
 @functools.cache
 def generator_of(name):
     return make_generator(**MODELS[name])
+
+
+def test_a_text_has_one_line(monkeypatch):
+    lines = VocabularyConfig(model_type="char", normalization="identity")
+    vocabulary_of_lines = Vocabulary(vocabulary.train(lines, ["ab\r\ncd\n"]))
+    generator = make_generator()
+    monkeypatch.setattr(generator, "target_vocabulary", vocabulary_of_lines)
+    tokens = tuple(vocabulary_of_lines.encode("a\r\nb\nc\u2028d").tolist())
+    assert "\n" in vocabulary_of_lines.decode(tokens)
+    assert generator.text(Hypothesis(tokens, "l2r", -1.0, -1.0, True)) == "a b c \u2047 d"
 
 
 @functools.cache

@@ -152,7 +152,7 @@ def printed(lists, chosen, agreement, **evaluation):
         "samples": report.samples(Spelling(), EXAMPLES, lists, chosen),
         **report.results(Spelling(), EXAMPLES, lists, chosen, EvaluationConfig(**evaluation)),
     }
-    report.print_results(results, console)
+    report.print_results(results, EvaluationConfig(**evaluation), console)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -176,8 +176,10 @@ def test_the_table_names_systems_and_shares():
 
 
 def test_the_table_of_titles():
-    (heading,) = (line for line in printed(FOUND, CHOSEN, None) if "BLEU" in line)
+    (heading,) = (line for line in printed(FOUND, CHOSEN, None, metric="wer") if "BLEU" in line)
     assert heading.split()[:4] == ["WER", "PER", "BLEU", "chrF"]
+    (heading,) = (line for line in printed(FOUND, CHOSEN, None) if "BLEU" in line)
+    assert heading.split()[:4] == ["inexact", "WER", "BLEU", "chrF"]
     lines = printed(FOUND, CHOSEN, None, metric="rouge")
     (heading,) = (line for line in lines if "BLEU" in line)
     headings = heading.split()
