@@ -246,6 +246,20 @@ def test_an_update_mixes_by_its_number_and_validation_does_not(monkeypatch):
     np.testing.assert_array_equal(shown(1, 20, dropout=0.5), shown(1, 20, dropout=0.5))
 
 
+def test_every_pass_and_the_mixing_draw_by_keys_of_their_own(monkeypatch):
+    model, update = tiny.make_model(**LAYERS, dropout=0.5), Update(jax.random.key(3), jnp.int32(7))
+    params, fold_in, numbers = tiny.random_params(model), jax.random.fold_in, []
+
+    def noted(key, number):
+        if key is update.rng:
+            numbers.append(number)
+        return fold_in(key, number)
+
+    monkeypatch.setattr(jax.random, "fold_in", noted)
+    jax.eval_shape(lambda *given: beside_guesses(PREDICTED, model, *given, update), params, PACKED)
+    assert len(set(numbers)) == len(numbers) == 4
+
+
 def test_no_gradient_comes_by_guesses(monkeypatch):
     @jax.custom_jvp
     def never_differentiated(states):
