@@ -23,7 +23,7 @@ from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
 from bidi.search.hypotheses import Markers
 from bidi.search.scoring import best_reachable_score, length_penalty
-from bidi.search.slots import first_slots, follow
+from bidi.search.slots import Held, first_held, follow
 
 
 @flax.struct.dataclass
@@ -156,7 +156,7 @@ def beam_search(
     sentences = len(max_length_Q)
     first = _State(
         steps=jnp.int32(0),
-        rows=queue.fresh_rows(beams(rows), _first_slots(rows, ways, coupling, room)),
+        rows=queue.fresh_rows(beams(rows), first_held(rows, ways, coupling, room)),
         outcomes=queue.Outcomes(
             *beams(sentences), jnp.zeros(sentences, jnp.int32), jnp.zeros(sentences, bool)
         ),
@@ -204,13 +204,13 @@ class _Rounds:
         # --> what is done makes room
         settled_B = self._settled(rows, alive, finished) | at.last_B
         with jax.named_scope("bookkeeping"):
-            slots, short_B = self._follow(rows, alive, parents_BGK)
+            held, short_B = self._follow(rows, alive, parents_BGK)
             extended = dataclasses.replace(
                 rows,
                 step_B=jnp.where(rows.idle_B, step_B, step_B + 1),
                 alive=alive,
                 finished=finished,
-                slots=slots,
+                held=held,
             )
             rows_after, outcomes, next_sentence = queue.move_on(
                 extended,
@@ -227,12 +227,12 @@ class _Rounds:
         starts_W1 = jnp.array(self.markers.start, jnp.int32)[:, None]
         last_BWK = hyps.last_tokens(rows.alive, rows.step_B)
         last_BWK = jnp.where(rows.step_B[:, None, None] == 0, starts_W1[None], last_BWK)
-        place = Place(rows.sentence_B, rows.step_B, rows.slots[0], rows.slots[-1])
+        place = Place(rows.sentence_B, rows.step_B, *rows.held.both)
         return self.decode_step(state.cache, self.coupling.to_pairs(last_BWK), place)
 
     def _follow(
         self, rows: queue.Rows, alive: hyps.Alive, parents_BGK: jax.Array
-    ) -> tuple[tuple[Slots, ...], jax.Array]:
+    ) -> tuple[Held, jax.Array]:
         """The slots of the next step, and where there are too few of them, [B]."""
         coupling = self.coupling
         ended_BWK = jnp.zeros(alive.tokens_BWKT.shape[:3], bool)
@@ -240,14 +240,20 @@ class _Rounds:
             # One of the two may have ended before the other.
             ends_W1 = jnp.array(self.markers.end, jnp.int32)[:, None]
             ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
-        went_on = [(coupling.parent_pairs(parents_BGK), coupling.to_pairs(ended_BWK))]
-        if coupling.combined is not None:
-            went_on.append((parents_BGK.swapaxes(1, 2), ended_BWK.swapaxes(1, 2)))
-        # Only the streams where nothing is kept of pairs.
-        went_on = went_on[-len(rows.slots) :]
-        followed = [follow(slots, *how) for slots, how in zip(rows.slots, went_on, strict=True)]
-        slots, short_B = zip(*followed, strict=True)
-        return slots, jnp.any(jnp.stack(short_B), axis=0)
+        pairs, streams = rows.held.pairs, rows.held.streams
+        short_B = jnp.zeros_like(rows.idle_B)
+        if pairs is not None:
+            parents_BPW, ended_BPW = (
+                coupling.parent_pairs(parents_BGK),
+                coupling.to_pairs(ended_BWK),
+            )
+            pairs, short_of_pairs_B = follow(pairs, parents_BPW, ended_BPW)
+            short_B |= short_of_pairs_B
+        if streams is not None:
+            parents_BKW, ended_BKW = (x.swapaxes(1, 2) for x in (parents_BGK, ended_BWK))
+            streams, short_of_streams_B = follow(streams, parents_BKW, ended_BKW)
+            short_B |= short_of_streams_B
+        return Held(pairs, streams), short_B
 
     def _settled(self, rows: queue.Rows, alive: hyps.Alive, finished: hyps.Finished) -> jax.Array:
         """Where nothing that is alive after this step can change what is asked for, [B]."""
@@ -267,14 +273,6 @@ class _Rounds:
         first_B1 = jnp.argmax(best_BG, axis=1, keepdims=True)
         before_BG = jnp.arange(best_BG.shape[1])[None] < first_B1
         return jnp.where(before_BG, best_B1 > bound_BG, best_B1 >= bound_BG).all(axis=1)
-
-
-def _first_slots(rows: int, ways: int, coupling: Coupling, room: Room) -> tuple[Slots, ...]:
-    """See `queue.Rows`."""
-    sizes = [(coupling.pairs, room.pairs)]
-    if coupling.combined is not None:
-        sizes.append((coupling.combined, room.streams))
-    return tuple(first_slots(rows, number, ways, slots) for number, slots in sizes if slots)
 
 
 def _result(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bidi.models.slots import Slots
 from bidi.search import hypotheses as hyps
-from bidi.search.slots import first_slots
+from bidi.search.slots import Held, first_slots
 
 
 @flax.struct.dataclass
@@ -27,8 +27,7 @@ class Rows:
         idle_B: bool, whether there was no sentence left: what the row does then counts for nothing.
         alive: see `hyps.Alive`.
         finished: see `hyps.Finished`.
-        slots: of the cache: of the streams of pairs, if anything is kept of such, and, if the pairs
-            are all combinations of fewer streams, of these.
+        held: see `slots.Held`.
     """
 
     sentence_B: jax.Array
@@ -36,7 +35,7 @@ class Rows:
     idle_B: jax.Array
     alive: hyps.Alive
     finished: hyps.Finished
-    slots: tuple[Slots, ...]
+    held: Held
 
 
 @flax.struct.dataclass
@@ -56,7 +55,7 @@ class Outcomes:
     lost_Q: jax.Array
 
 
-def fresh_rows(beams: tuple[hyps.Alive, hyps.Finished], slots: tuple[Slots, ...]) -> Rows:
+def fresh_rows(beams: tuple[hyps.Alive, hyps.Finished], held: Held) -> Rows:
     """The first sentences of the queue, nothing written: the beams are `hyps.empty_beams`."""
     alive, finished = beams
     rows = len(alive.tokens_BWKT)
@@ -66,7 +65,7 @@ def fresh_rows(beams: tuple[hyps.Alive, hyps.Finished], slots: tuple[Slots, ...]
         idle_B=jnp.zeros(rows, bool),
         alive=alive,
         finished=finished,
-        slots=slots,
+        held=held,
     )
 
 
@@ -100,7 +99,11 @@ def move_on(
     beams = rows.alive.log_probs_BGK.shape[1]
     fresh = fresh_rows(
         hyps.empty_beams(batch, ways, hypotheses, steps, beams),
-        tuple(first_slots(*slots.seen_BKWM.shape) for slots in rows.slots),
+        jax.tree.map(
+            lambda slots: first_slots(*slots.seen_BKWM.shape),
+            rows.held,
+            is_leaf=lambda node: isinstance(node, Slots),
+        ),
     )
     fresh = dataclasses.replace(fresh, sentence_B=taken_B)
     rows = dataclasses.replace(rows, idle_B=rows.idle_B | (done_B & ~takes_B))

@@ -5,6 +5,7 @@ Letters: B rows, K streams of each way, W ways, M slots, T steps.
 
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +39,37 @@ def _room(coupling: Coupling, slots_of: Callable[[int], int], keeps_pairs: bool)
         for number in (coupling.pairs, coupling.combined or coupling.pairs)
     )
     return Room(pairs if keeps_pairs or coupling.combined is None else 0, streams)
+
+
+@flax.struct.dataclass
+class Held:
+    """The slots of a cache that the rows of a search hold.
+
+    Attributes:
+        pairs: of the streams of pairs; None if the cache keeps nothing of such.
+        streams: of the streams whose combinations the pairs are; None if they are none.
+    """
+
+    pairs: Slots | None
+    streams: Slots | None
+
+    @property
+    def both(self) -> tuple[Slots, Slots]:
+        """Of pairs and of streams; where there is but one, it is that of either."""
+        pairs, streams = self.pairs or self.streams, self.streams or self.pairs
+        assert pairs is not None
+        assert streams is not None
+        return pairs, streams
+
+
+def first_held(rows: int, ways: int, coupling: Coupling, room: Room) -> Held:
+    """Of rows that have written nothing."""
+    pairs = streams = None
+    if room.pairs:
+        pairs = first_slots(rows, coupling.pairs, ways, room.pairs)
+    if coupling.combined is not None:
+        streams = first_slots(rows, coupling.combined, ways, room.streams)
+    return Held(pairs, streams)
 
 
 def first_slots(batch: int, streams: int, ways: int, slots: int) -> Slots:
