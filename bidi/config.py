@@ -17,6 +17,7 @@ Gin has no public way to list what was registered or used, so this module and `c
 tables `_REGISTRY`, `_OPERATIVE_CONFIG` and `_IMPORTS`.
 """
 
+import ast
 import dataclasses
 import os
 import re
@@ -187,8 +188,19 @@ def differences(old_text: str, new_text: str) -> list[Difference]:
     return [
         Difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if not _same(old.get(name), new.get(name))
     ]
+
+
+def _same(old: str | None, new: str | None) -> bool:
+    """Whether two literals have one value: 0 and 0.0 have."""
+    if old is None or new is None or old == new:
+        return old == new
+    try:
+        values = [ast.literal_eval(text) for text in (old, new)]
+    except (SyntaxError, ValueError):  # a reference
+        return False
+    return values[0] == values[1] and not any(isinstance(value, bool) for value in values)
 
 
 def _last_load() -> _Loaded:
@@ -276,12 +288,12 @@ def _build(build: Callable[[], T], found: Bindings) -> T:
 
 
 def _check_used(found: Bindings) -> None:
-    errors = [f"{b}: nothing uses it: {why}" for b in found.values() if (why := _unused(b))]
+    errors = [f"{b}: nothing uses it: {why}" for b in found.values() if (why := _unused(b, found))]
     if errors:
         raise ConfigError("\n".join(errors))
 
 
-def _unused(binding: Binding) -> str | None:
+def _unused(binding: Binding, found: Bindings) -> str | None:
     used = gin.config._OPERATIVE_CONFIG
     scopes = [scope for scope, selector in used if selector == binding.selector]
     if binding.selector == MACRO:
@@ -296,7 +308,18 @@ def _unused(binding: Binding) -> str | None:
         return f"only {built} is built"
     if not any(binding.parameter in used[scope, binding.selector] for scope in visible):
         return "the program sets this value itself"
+    nearest = [_nearest(scope, binding.selector, binding.parameter, found) for scope in visible]
+    if binding not in nearest:
+        return f"{' and '.join(sorted({b.name for b in nearest if b}))} takes its place"
     return None
+
+
+def _nearest(scope: str, selector: str, parameter: str, found: Bindings) -> Binding | None:
+    """The binding that a parameter takes its value from there, None for its default."""
+    parts = scope.split("/") if scope else []
+    outer = ("/".join(parts[:n]) for n in range(len(parts), -1, -1))
+    keys = ((s, selector, parameter) for s in outer)
+    return next((found[key] for key in keys if key in found), None)
 
 
 def _record_container_defaults() -> None:
@@ -325,11 +348,8 @@ def _description(found: Bindings) -> str:
         if not _is_config(selector):
             continue
         name = gin.config._REGISTRY.minimal_selector(selector)
-        parts = scope.split("/") if scope else []
-        outer = ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]  # The nearest scope wins.
         for parameter, value in used.items():
-            keys = ((s, selector, parameter) for s in outer)
-            binding = next((found[key] for key in keys if key in found), None)
+            binding = _nearest(scope, selector, parameter, found)
             origin = "default"
             if binding:
                 value = config_text.expand(binding.value, macros)

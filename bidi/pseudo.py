@@ -12,6 +12,9 @@ The whole recipe of `Partner.recipe`: trains the labellers, a set for each fold,
 The same command again goes on where it was stopped.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from absl import flags
 from etils import epath
@@ -19,9 +22,8 @@ from etils import epath
 from bidi import config, distributed, experiment, verb
 from bidi.config import ConfigError
 from bidi.data.partner import PseudoRecipe
-from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
-from bidi.data.sources import expand
+from bidi.data.sources import DataError, expand
 from bidi.data.streams import Direction
 from bidi.evaluation.label import Labellers, label, load_labellers
 from bidi.evaluation.restore import UnfitModelsError
@@ -76,7 +78,8 @@ def _label_only(bindings: list[str]) -> bool:
         return True
     prepared = Prepared.open(loaded.data.directory)
     labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
-    return _label(path_of(_OUTPUT.value), prepared, [labellers])
+    with loop.StopOnSignal() as stop:
+        return _label(path_of(_OUTPUT.value), prepared, [labellers], stop)
 
 
 def _run_recipe(bindings: list[str]) -> bool:
@@ -97,29 +100,38 @@ def _run_recipe(bindings: list[str]) -> bool:
             "Partner.recipe is not set: write Partner.recipe = @Pseudo() and Pseudo.labeller_files "
             "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
         )
-    _check_labellers(recipe, loaded.data.directory)
+    # Before anything is trained: all that can be known to be wrong.
     prepared = Prepared.open(loaded.data.directory)
-    check_prepared(loaded.data, prepared.manifest)
-    directory, workdirs = expand(loaded.partner.directory), []
-    for fold in range(recipe.folds):
-        trained = _train_labellers(recipe, loaded.data.directory, directory, fold)
-        if trained is None:
+    _check_labellers(recipe, loaded.data.directory, prepared)
+    loop.check(loaded, prepared)
+    # Of all phases: one may be over just when it is asked to stop.
+    with loop.StopOnSignal() as stop:
+        directory, workdirs = expand(loaded.partner.directory), []
+        for fold in range(recipe.folds):
+            trained = _train_labellers(recipe, loaded.data.directory, directory, fold, stop)
+            if trained is None:
+                return False
+            workdirs.append(trained)
+        labellers = [load_labellers(w, "best", prepared) for w in workdirs]
+        if not _label(directory, prepared, labellers, stop) or _asked(stop):
             return False
-        workdirs.append(trained)
-    if not _label(directory, prepared, [load_labellers(w, "best", prepared) for w in workdirs]):
-        return False
-    # Again: what was loaded last is what a run writes down.
-    loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
-    return loop.train(loaded, path_of(_WORKDIR.value)).finished
+        # Again: what was loaded last is what a run writes down.
+        loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
+        return loop.train(loaded, path_of(_WORKDIR.value), stop).finished
 
 
-def _check_labellers(recipe: PseudoRecipe, data: str) -> None:
-    """Before anything is trained."""
-    writers = [
-        writer
-        for file in recipe.labeller_files
-        for writer in _load_labeller(recipe, file, data, fold=0).streams.writers
-    ]
+def _asked(stop: loop.StopOnSignal) -> bool:
+    """Whether any process was asked to stop."""
+    return any(distributed.allgather(stop.is_set()))
+
+
+def _check_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> None:
+    writers: list[str] = []
+    for file in recipe.labeller_files:
+        labeller = _load_labeller(recipe, file, data, fold=0)
+        writers += labeller.streams.writers
+        with _naming(file):
+            loop.check(labeller, prepared)
     if sorted(writers) != ["l2r", "r2l"]:
         raise ConfigError(
             f"Pseudo.labeller_files = {recipe.labeller_files!r} write "
@@ -129,7 +141,11 @@ def _check_labellers(recipe: PseudoRecipe, data: str) -> None:
 
 
 def _train_labellers(
-    recipe: PseudoRecipe, data: str, directory: epath.Path, fold: int
+    recipe: PseudoRecipe,
+    data: str,
+    directory: epath.Path,
+    fold: int,
+    stop: loop.StopOnSignal,
 ) -> dict[Direction, epath.Path] | None:
     """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
     workdirs: dict[Direction, epath.Path] = {}
@@ -138,7 +154,7 @@ def _train_labellers(
         name = f"{labeller.streams.ways}-{fold}-of-{recipe.folds}"
         workdir = directory / "labellers" / name
         try:
-            if not loop.train(labeller, workdir).finished:
+            if not loop.train(labeller, workdir, stop).finished or _asked(stop):
                 return None
         except loop.CannotResumeError as error:
             raise verb.UserError(
@@ -153,16 +169,24 @@ def _load_labeller(recipe: PseudoRecipe, file: str, data: str, fold: int) -> Exp
     bindings = [*recipe.labeller_bindings, f"Data.directory = {data!r}"]
     if recipe.folds > 1:
         bindings.append(f"Training.hold_out = {(fold, recipe.folds)}")
-    try:
+    with _naming(file):
         return config.load(experiment.build, [file], bindings)
-    except ConfigError as error:
-        raise ConfigError(f"the labeller {file} of Partner.recipe: {error}") from None
 
 
-def _label(directory: epath.Path, prepared: Prepared, labellers: list[Labellers]) -> bool:
-    with loop.StopOnSignal() as stop:
-        processes = jax.process_index(), jax.process_count()
-        return label(directory, prepared, labellers, stop.is_set, *processes)
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Errors say of which labeller they are."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"the labeller {file} of Partner.recipe: {error}") from None
+
+
+def _label(
+    directory: epath.Path, prepared: Prepared, labellers: list[Labellers], stop: loop.StopOnSignal
+) -> bool:
+    processes = jax.process_index(), jax.process_count()
+    return label(directory, prepared, labellers, stop.is_set, *processes)
 
 
 if __name__ == "__main__":

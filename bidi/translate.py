@@ -90,18 +90,25 @@ def _translate(system: System, output: TextIO) -> None:
         found = system.find(sources, tally, winner_only)
         ranked = system.rank(sources, found)
         for of_source in zip(sources, found, ranked, strict=True):
-            output.writelines(_lines(system.generators[0], *of_source))
+            output.writelines(_lines(system, *of_source))
         output.flush()
     if tally.truncated:
         log.warning("%d sources were longer than the model reads, and cut", tally.truncated)
 
 
 def _lines(
-    generator: Generator, source: str, found: Found, ranked: tuple[Hypothesis, ...]
+    system: System, source: str, found: Found, ranked: tuple[Hypothesis, ...]
 ) -> Iterator[str]:
     """What is written for one source."""
+    generator = system.generators[0]
     if _JSON.value:
-        yield json.dumps(_record(generator, source, found, ranked), ensure_ascii=False) + "\n"
+        record = _record(generator, source, found, ranked)
+        if system.rescores:  # by other scores than the search's
+            record["ranked"] = [
+                {"text": generator.text(hypothesis), "score": hypothesis.score}
+                for hypothesis in ranked
+            ]
+        yield json.dumps(record, ensure_ascii=False) + "\n"
         return
     for hypothesis in ranked[: _N_BEST.value]:
         score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""

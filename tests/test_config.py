@@ -178,6 +178,14 @@ def test_all_wrong_types_are_told_at_once(write):
     [
         (["TestFiles.paths = {}"], ["nothing uses it", "no TestFiles is built"]),
         (["x/TestVocabulary.size = 1"], ["nothing uses it: only TestVocabulary is built"]),
+        (
+            [
+                "TestVocabulary.size = 1",
+                "TestData.vocabulary = @x/TestVocabulary()",
+                "x/TestVocabulary.size = 2",
+            ],
+            ["size = 1: nothing uses it: x/TestVocabulary.size takes its place"],
+        ),
         (["STEPS = 1"], ["nothing uses it: no value is %STEPS"]),
         (["STEPS = 1", "STEP = 1", "TestTraining.steps = %STEP"], ["%STEPS", "mean 'STEP'?"]),
     ],
@@ -325,6 +333,15 @@ def test_describe_names_the_origin_of_every_value(write):
     # Infinity is no gin literal; the other two are configs of their own.
     hidden = {"TestTraining.limit", "TestData.vocabulary"}
     assert described == fields - hidden
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [("0", "0.0", True), ("(1, 2)", "(1.0, 2)", True), ("1", "True", False), ("1", "'1'", False)],
+)
+def test_numbers_of_one_value_do_not_differ(old, new, same):
+    texts = [f"TestVocabulary.size = {text}\n" for text in (old, new)]
+    assert (config.differences(*texts) == []) == same
 
 
 def test_differences_follow_macros_and_name_what_is_new_or_gone():

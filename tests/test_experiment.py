@@ -210,6 +210,7 @@ def test_contradictions_are_refused(file, bindings, says):
         "Training.log_every = 0",
         "Training.accumulation = 0",
         "Training.seed = -1",
+        "Training.seed = 4294967296",
         "Training.label_smoothing = 1.0",
         "Training.ema_decay = 1.5",
         "Data.max_source_length = 0",

@@ -21,6 +21,7 @@ from bidi.data import pipeline, pseudo
 from bidi.data.folds import fold_of
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import Prepared
+from bidi.data.sources import DataError
 from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
@@ -88,11 +89,11 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
     train, training_batches = loop.train, pipeline.training_batches
     trained_in, trained_on = [], []
 
-    def train_once(loaded, where):
+    def train_once(loaded, where, stop):
         if trained_in:
             return Outcome(0, finished=False)
         trained_in.append(where.name)
-        return train(loaded, where)
+        return train(loaded, where, stop)
 
     def watched(pairs, streams, batches, partner, **more):
         trained_on.append((pairs, partner))
@@ -157,6 +158,34 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
         loop.train(main, workdir)
     with pytest.raises(verb.UserError, match=r"Training\.seed = 5 (?s:.*) a labeller's"):
         run(*arguments, bindings=["Pseudo.labeller_bindings = ('Training.seed = 5',)"])
+
+
+@pytest.mark.parametrize("phase", ["train", "label"])
+def test_a_signal_at_the_end_of_a_phase_stops_before_the_next(
+    recipe, tmp_path, monkeypatch, capsys, phase
+):
+    phases = []
+
+    def ends(its, result):
+        def call(*_):
+            phases.append(its)
+            if its == phase:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        return call
+
+    monkeypatch.setattr(loop, "train", ends("train", Outcome(4, finished=True)))
+    monkeypatch.setattr(pseudo_verb, "load_labellers", lambda *_: ())
+    monkeypatch.setattr(pseudo_verb, "label", ends("label", True))
+    run(f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}")
+    assert phases == {"train": ["train"], "label": ["train", "train", "label"]}[phase]
+    assert "Stopped; the same command goes on" in capsys.readouterr().out
+
+
+def test_a_great_corpus_has_few_shards(tmp_path):
+    assert len(pseudo.shard_paths(tmp_path, "train", 4_500_000)) <= 256
+    assert pseudo.pairs_per_shard(100_000) == 4096
 
 
 # Two processes, each of which dies while it writes its second shard.
@@ -272,9 +301,23 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
             r"Pseudo\.labeller_files = .* write l2r: name one model of both directions, or one for",
         ),
         (["GOLD", "--workdir=x"], [], verb.UserError, r"Partner\.recipe is not set"),
+        # Said before anything is trained.
+        (
+            ["RECIPE", "--workdir=x"],
+            ["Batches.target_length = 3"],
+            DataError,
+            "raise it, or prepare",
+        ),
+        (
+            ["RECIPE", "--workdir=x"],
+            ["Pseudo.labeller_bindings = ('Batches.rows = 7',)"],
+            ConfigError,
+            r"the labeller .*run\.gin of Partner\.recipe: .*Batches\.rows = 7",
+        ),
     ],
 )
-def test_errors_name_what_is_wrong(recipe, trained, arguments, bindings, error, says):
+def test_errors_name_what_is_wrong(recipe, trained, arguments, bindings, error, says, monkeypatch):
+    monkeypatch.setattr(loop, "train", None)
     named = {"RECIPE": f"--gin_file={recipe}", "GOLD": f"--gin_file={trained.gin_file}"}
     with pytest.raises(error, match=says):
         run(*(named.get(argument, argument) for argument in arguments), bindings=bindings)

@@ -261,8 +261,13 @@ def test_agreement_chooses_as_tuned(trained, translate, agreement, texts):
     assert by_one[::3] != texts
     assert by_one[::3] == translate(stdin=encode(SOURCES), workdir=one, bindings=rescore)
     records = translate(partner, "--json", stdin=encode(SOURCES), workdir=two)
-    assert [json.loads(record)["output"] for record in records] == by_one[::3]
-    assert json.loads(records[0])["directions"].keys() == {"l2r", "r2l"}
+    records = [json.loads(record) for record in records]
+    assert [record["output"] for record in records] == by_one[::3]
+    assert records[0]["directions"].keys() == {"l2r", "r2l"}
+    listed = [
+        [f"{one['score']:.4f}\t{one['text']}" for one in record["ranked"][:3]] for record in records
+    ]
+    assert [line for lines in listed for line in lines] == [line for line in both if line]
 
 
 def test_agreement_must_have_been_tuned(trained, translate, agreement):

@@ -102,7 +102,7 @@ def training_batches(
     Raises:
       DataError: Rows shorter than the longest pair, or not divisible among the processes.
     """
-    _check_lengths(pairs, streams, config)
+    check_lengths(pairs, streams, config)
     share = _share(config, process_count)
     epochs = _Epochs(len(pairs), seed)
 
@@ -143,7 +143,7 @@ def validation_batches(
     Raises:
       DataError: Rows shorter than the longest pair, or not divisible among the processes.
     """
-    _check_lengths(pairs, streams, config)
+    check_lengths(pairs, streams, config)
     share = _share(config, process_count)
     rows = _rows(np.arange, len(pairs), pairs, streams, config, partner, seed=None)
     for batch in rows.batch(config.rows, drop_remainder=False).map(_batch):
@@ -166,7 +166,12 @@ def _share(config: BatchConfig, process_count: int) -> int:
     return config.rows // process_count
 
 
-def _check_lengths(pairs: PairSource, streams: Streams, config: BatchConfig) -> None:
+def check_lengths(pairs: PairSource, streams: Streams, config: BatchConfig) -> None:
+    """Looks whether the longest pair fits a row.
+
+    Raises:
+        DataError: it does not.
+    """
     longest = pairs.longest
     for side, length, needed in (
         ("source", config.source_length, longest["source"] + 1),

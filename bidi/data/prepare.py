@@ -30,7 +30,17 @@ from bidi.data.records import Records
 from bidi.data.sources import DataError, expand
 from bidi.data.splits import examples_file, pair_shards, write_split
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
-from bidi.files import in_bucket, lock, matching, path_of, remove, upload_directory, write_whole
+from bidi.files import (
+    absolute,
+    in_bucket,
+    lock,
+    matching,
+    on_disk,
+    path_of,
+    remove,
+    upload_directory,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +67,13 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         preparing it.
       FileNotFoundError: A file of the source is missing.
     """
-    directory = expand(config.directory)
+    # What a link leads to: it is that which is replaced.
+    directory = absolute(expand(config.directory))
+    if not in_bucket(directory) and on_disk(directory).is_mount():
+        raise DataError(
+            f"Data.directory = {config.directory!r}: a file system is mounted there, which cannot "
+            "be renamed: name a directory in it"
+        )
     fingerprint = _fingerprint(config)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(directory) as temporary:

@@ -31,13 +31,20 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "validation")
 PAIRS_PER_SHARD = 4096
+# More pairs a shard rather than more shards: each is a file that stays open.
+_MOST_SHARDS = 256
 
 _COMMAND = "python -m bidi.pseudo"
 
 
+def pairs_per_shard(pairs: int) -> int:
+    """Of so many pairs, how many a shard holds, but for the last."""
+    return max(PAIRS_PER_SHARD, -(-pairs // _MOST_SHARDS))
+
+
 def shard_paths(directory: epath.Path, split: str, pairs: int) -> list[epath.Path]:
-    """The shards of so many pairs, each of PAIRS_PER_SHARD but the last."""
-    shards = -(-pairs // PAIRS_PER_SHARD)
+    """The shards of so many pairs."""
+    shards = -(-pairs // pairs_per_shard(pairs))
     return [
         directory / f"{split}-{shard:05d}-of-{shards:05d}.array_record" for shard in range(shards)
     ]

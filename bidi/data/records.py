@@ -1,6 +1,7 @@
 """Records in array_record files, by random access; what is damaged is said by name."""
 
 import bisect
+import errno
 import itertools
 import os
 from collections.abc import Sequence
@@ -78,4 +79,6 @@ class Records:
         return self._paths[bisect.bisect_right(self._ends, indices[0])]
 
     def _damaged(self, path: epath.Path, error: RuntimeError) -> DataError:
+        if os.strerror(errno.EMFILE) in str(error):
+            return DataError(f"{path}: too many files are open, raise their limit (ulimit -n)")
         return DataError(f"{path} is damaged, cut off perhaps ({str(error)[:150]}): {self._remedy}")

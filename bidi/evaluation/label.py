@@ -162,7 +162,8 @@ def label(
     if finished and not turns:
         log.info("%s is labelled already", directory)
         return True
-    log.info("Labelling in shards of %d pairs; a signal stops behind one", pseudo.PAIRS_PER_SHARD)
+    most = max(shard.pairs for shard in mine) if mine else 0
+    log.info("Labelling in shards of up to %d pairs; a signal stops it behind one", most)
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):
             if any(distributed.allgather(stop())):
@@ -170,8 +171,7 @@ def label(
             if turn >= len(missing):
                 continue
             shard = missing[turn]
-            stop_at = shard.start + pseudo.PAIRS_PER_SHARD
-            batch = read(pairs[shard.split], shard.start, stop_at)
+            batch = read(pairs[shard.split], shard.start, shard.start + shard.pairs)
             _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers))
             log.info("Labelled %s, %.1f s so far", shard.path.name, time.perf_counter() - started)
     distributed.allgather("all shards are there")
@@ -186,7 +186,7 @@ def _job(prepared: Prepared, labellers: Sequence[Labellers]) -> dict[str, Any]:
     job = {
         "format": pseudo.FORMAT,
         "fingerprint": prepared.manifest["fingerprint"],
-        "pairs_per_shard": pseudo.PAIRS_PER_SHARD,
+        "pairs_per_shard": pseudo.pairs_per_shard(len(prepared.pairs("train"))),
         "labellers_of_folds": [[labeller.identity for labeller in fold] for fold in labellers],
     }
     return json.loads(json.dumps(job))
@@ -212,12 +212,13 @@ def _begin(
 
 
 def _shards(directory: epath.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
-    size = pseudo.PAIRS_PER_SHARD
-    return [
-        _Shard(path, split, number * size, min(size, len(pairs[split]) - number * size))
-        for split in pairs
-        for number, path in enumerate(pseudo.shard_paths(directory, split, len(pairs[split])))
-    ]
+    shards = []
+    for split, its in pairs.items():
+        size = pseudo.pairs_per_shard(len(its))
+        for number, path in enumerate(pseudo.shard_paths(directory, split, len(its))):
+            start = number * size
+            shards.append(_Shard(path, split, start, min(size, len(its) - start)))
+    return shards
 
 
 def _records(

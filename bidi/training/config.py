@@ -63,7 +63,9 @@ class TrainingConfig:
     def __post_init__(self):
         counts = ("steps", "evaluate_every", "checkpoint_every", "log_every")
         ranges.check(self, "Training", *counts, "keep_checkpoints", "accumulation", least=1)
-        ranges.check(self, "Training", "skip_nonfinite", "seed", least=0)
+        ranges.check(self, "Training", "skip_nonfinite", least=0)
+        # jax would take a greater one for one of these.
+        ranges.check(self, "Training", "seed", least=0, below=2**32)
         ranges.check(self, "Training", "label_smoothing", "ema_decay", least=0, below=1)
         if self.checkpoint_every % self.evaluate_every:
             raise ValueError(

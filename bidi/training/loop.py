@@ -4,6 +4,7 @@ The order within a round is the contract that makes resuming exact: the old stat
 saved with the place of the data iterator BEFORE the next batch is taken from it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -92,8 +93,12 @@ class Outcome:
     finished: bool
 
 
-def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
+def train(
+    experiment: Experiment, workdir: epath.Path, stop: "StopOnSignal | None" = None
+) -> Outcome:
     """Trains, or goes on with training, in `workdir`.
+
+    `stop` is entered already; by default one of its own is.
 
     Raises:
         ConfigError: updates would change nothing, or devices, rows or model do not fit together.
@@ -110,17 +115,33 @@ def train(experiment: Experiment, workdir: epath.Path) -> Outcome:
             f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
             "again what it has saved; choose another --workdir"
         )
-    _check_schedule(experiment)
     prepared = Prepared.open(experiment.data.directory)
-    check_prepared(experiment.data, prepared.manifest)
+    check(experiment, prepared)
     run = _Run(experiment, prepared, workdir)
-    with locked(workdir), StopOnSignal() as stop:
+    entered = StopOnSignal() if stop is None else contextlib.nullcontext(stop)
+    with locked(workdir), entered as asked:
         run.claim()
         try:
-            return run.train(stop, compiled)
+            return run.train(asked, compiled)
         finally:
             run.checkpoints.close()
             run.data.close()
+
+
+def check(experiment: Experiment, prepared: Prepared) -> None:
+    """Looks for what would stop its training at once, as far as the data alone can tell.
+
+    Raises:
+        ConfigError: see `train`.
+        DataError: the data were prepared with other settings, or do not fit the batches.
+    """
+    _check_schedule(experiment)
+    check_prepared(experiment.data, prepared.manifest)
+    for split in ("train", "validation"):
+        pipeline.check_lengths(prepared.pairs(split), experiment.streams, experiment.batches)
+    experiment.make_partitioner(
+        experiment.make_trainer(prepared.source_vocabulary, prepared.target_vocabulary)
+    )
 
 
 def _check_schedule(experiment: Experiment) -> None:

@@ -208,6 +208,30 @@ def test_killed_in_the_middle_then_run_again(config):
     assert files(config.directory) == files(undisturbed.directory)
 
 
+def test_a_link_is_followed_and_stays(config, tmp_path):
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    link = pathlib.Path(config.directory)
+    link.parent.mkdir()
+    link.symlink_to(real)
+    prepare(config)
+    assert link.is_symlink()
+    expected = texts(Prepared.open(str(real)), "train")
+    (real / "pairs" / "train-00000-of-00001.array_record").write_bytes(b"")
+    prepare(config)  # damaged
+    assert link.is_symlink()
+    assert texts(Prepared.open(config.directory), "train") == expected
+    assert sorted(tmp_path.glob("**/*preparing*")) == []
+
+
+def test_where_a_disk_is_mounted_is_refused_at_once(config, monkeypatch):
+    pathlib.Path(config.directory).mkdir(parents=True)
+    monkeypatch.setattr(pathlib.Path, "is_mount", lambda path: True)
+    monkeypatch.setattr("bidi.data.vocabulary.train", None)
+    with pytest.raises(DataError, match=r"Data\.directory = .*mounted there"):
+        prepare(config)
+
+
 def test_two_at_once_are_refused(config):
     temporary = pathlib.Path(config.directory).parent / ".data.preparing"
     temporary.mkdir(parents=True)
