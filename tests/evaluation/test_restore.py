@@ -95,7 +95,7 @@ def test_a_partner_that_cannot_search_so(trained, tmp_path):
     text = config_file.read_text().replace("Search.coupling = 'none'", "Search.coupling = 'paired'")
     text = text.replace("Transformer.interaction = 'none'", "Transformer.interaction = 'layers'")
     config_file.write_text(text)
-    says = f"--partner_workdir={workdir} is searched by its own .*beam_size = 3 is odd"
+    says = f"--partner_workdir={workdir} is searched with its own .*beam_size = 3 is odd"
     with pytest.raises(UnfitModelsError, match=says):
         load(trained.l2r, partner=workdir, bindings=["Search.beam_size = 3"])
 
