@@ -153,7 +153,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
 def _in_a_name(text: str) -> str:
     """A value or path as far as a name can hold it; by a digest where that might be another's."""
     value = re.sub(r"(?<!\w)-(?=[\d.])", "minus", text)  # not that of `seed-2`
-    value = re.sub(r"[()\[\]'\"]|,$", "", value.replace(",)", ")")).replace(", ", "-")
+    value = re.sub(r"[()\[\]'\"]", "", value.replace(",)", ")")).replace(", ", "-")
     name = re.sub(r"[^\w.+-]+", "-", value).strip("-")
     if name == value and len(name) <= _LONGEST:
         return name

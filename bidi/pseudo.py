@@ -30,6 +30,7 @@ from bidi.evaluation.restore import UnfitModelsError
 from bidi.experiment import Experiment
 from bidi.files import path_of
 from bidi.training import loop
+from bidi.training.stop import StopOnSignal
 
 # allow_override: see `bidi.trained`.
 _WORKDIR = flags.DEFINE_string(
@@ -78,7 +79,7 @@ def _label_only(bindings: list[str]) -> bool:
         return True
     prepared = Prepared.open(loaded.data.directory)
     labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
-    with loop.StopOnSignal() as stop:
+    with StopOnSignal() as stop:
         return _label(path_of(_OUTPUT.value), prepared, [labellers], stop)
 
 
@@ -105,7 +106,7 @@ def _run_recipe(bindings: list[str]) -> bool:
     _check_labellers(recipe, loaded.data.directory, prepared)
     loop.check(loaded, prepared)
     # Of all phases: one may be over just when it is asked to stop.
-    with loop.StopOnSignal() as stop:
+    with StopOnSignal() as stop:
         directory, workdirs = expand(loaded.partner.directory), []
         for fold in range(recipe.folds):
             trained = _train_labellers(recipe, loaded.data.directory, directory, fold, stop)
@@ -120,7 +121,7 @@ def _run_recipe(bindings: list[str]) -> bool:
         return loop.train(loaded, path_of(_WORKDIR.value), stop).finished
 
 
-def _asked(stop: loop.StopOnSignal) -> bool:
+def _asked(stop: StopOnSignal) -> bool:
     """Whether any process was asked to stop."""
     return any(distributed.allgather(stop.is_set()))
 
@@ -145,7 +146,7 @@ def _train_labellers(
     data: str,
     directory: epath.Path,
     fold: int,
-    stop: loop.StopOnSignal,
+    stop: StopOnSignal,
 ) -> dict[Direction, epath.Path] | None:
     """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
     workdirs: dict[Direction, epath.Path] = {}
@@ -183,7 +184,7 @@ def _naming(file: str) -> Iterator[None]:
 
 
 def _label(
-    directory: epath.Path, prepared: Prepared, labellers: list[Labellers], stop: loop.StopOnSignal
+    directory: epath.Path, prepared: Prepared, labellers: list[Labellers], stop: StopOnSignal
 ) -> bool:
     processes = jax.process_index(), jax.process_count()
     return label(directory, prepared, labellers, stop.is_set, *processes)

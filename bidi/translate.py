@@ -19,7 +19,6 @@ from bidi import distributed, trained, verb
 from bidi.data.sources import DataError, decode_lines, read_lines
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
-from bidi.evaluation.generate import Generator
 from bidi.files import is_plain_file, on_disk, path_of, writing_whole
 
 log = logging.getLogger(__name__)
@@ -102,13 +101,7 @@ def _lines(
     """What is written for one source."""
     generator = system.generators[0]
     if _JSON.value:
-        record = _record(generator, source, found, ranked)
-        if system.rescores:  # by other scores than the search's
-            record["ranked"] = [
-                {"text": generator.text(hypothesis), "score": hypothesis.score}
-                for hypothesis in ranked
-            ]
-        yield json.dumps(record, ensure_ascii=False) + "\n"
+        yield json.dumps(_record(system, source, found, ranked), ensure_ascii=False) + "\n"
         return
     for hypothesis in ranked[: _N_BEST.value]:
         score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""
@@ -118,8 +111,10 @@ def _lines(
 
 
 def _record(
-    generator: Generator, source: str, found: Found, ranked: tuple[Hypothesis, ...]
+    system: System, source: str, found: Found, ranked: tuple[Hypothesis, ...]
 ) -> dict[str, Any]:
+    generator = system.generators[0]
+
     def describe(hypothesis: Hypothesis) -> dict[str, Any]:
         return {
             "text": generator.text(hypothesis),
@@ -130,7 +125,7 @@ def _record(
         }
 
     chosen = ranked[0] if ranked else None
-    return {
+    record: dict[str, Any] = {
         "source": source,
         "output": generator.text(chosen),
         "won": chosen.direction if chosen else None,
@@ -139,6 +134,11 @@ def _record(
             for direction, listed in found.n_best.items()
         },
     }
+    if system.rescores:  # by other scores than the search's
+        record["ranked"] = [
+            {"text": generator.text(hypothesis), "score": hypothesis.score} for hypothesis in ranked
+        ]
+    return record
 
 
 def _with_n_best(system: System, n_best: int) -> System:

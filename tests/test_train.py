@@ -16,7 +16,7 @@ from bidi.data.prepare import prepare
 from bidi.data.sources import DataError
 from bidi.files import PathError
 from bidi.provenance import CompileMeter
-from bidi.training import loop
+from bidi.training import loop, stop
 from bidi.training.loop import CannotResumeError
 from tests.stoppable_run import (
     SAVED_EVERY,
@@ -294,10 +294,10 @@ def test_a_checkpoint_needs_a_loss(tiny):
 
 def test_signals_are_handled_while_training_only():
     former = signal.getsignal(signal.SIGTERM)
-    with loop.StopOnSignal() as stop:
-        assert not stop.is_set()
+    with stop.StopOnSignal() as asked:
+        assert not asked.is_set()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
+        assert asked.is_set()
         # A second Ctrl-C does not wait for the save.
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -317,16 +317,16 @@ def test_a_signal_in_the_middle_of_a_line_of_the_log_is_heeded():
                 lines.append("written")
 
     handler = Handler()
-    loop.log.addHandler(handler)
-    loop.log.setLevel(logging.INFO)
+    stop.log.addHandler(handler)
+    stop.log.setLevel(logging.INFO)
     try:
-        with loop.StopOnSignal() as stop:
-            loop.log.info("a line")
-            assert stop.is_set()
-            assert stop.is_set()
+        with stop.StopOnSignal() as asked:
+            stop.log.info("a line")
+            assert asked.is_set()
+            assert asked.is_set()
     finally:
-        loop.log.removeHandler(handler)
-        loop.log.setLevel(logging.NOTSET)
+        stop.log.removeHandler(handler)
+        stop.log.setLevel(logging.NOTSET)
     assert lines == ["a line", "written", "SIGTERM: saving, then stopping"]
 
 

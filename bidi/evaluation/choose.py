@@ -118,27 +118,26 @@ class System:
     def save_choice(self, path: epath.Path) -> None:
         """Keeps the choice, with what it was made for, beside those of other systems."""
         if self.choice is not None:
-            others = [kept for kept in _kept_choices(path) if not self._fits(kept)]
-            mine = {**self._key(), **dataclasses.asdict(self.choice)}
+            key = self._key()
+            others = [kept for kept in _kept_choices(path) if not _fits(kept, key)]
+            mine = key | dataclasses.asdict(self.choice)
             write_whole(path, json.dumps([*others, mine], indent=1))
 
     def with_saved_choice(self, path: epath.Path) -> "System | None":
         """With the choice kept, None where there is none for this very system."""
+        key = self._key()
         for kept in _kept_choices(path):
-            if self._fits(kept):
+            if _fits(kept, key):
                 return dataclasses.replace(self, choice=Choice(kept["weight"], kept["alpha"]))
         return None
-
-    def _fits(self, kept: dict[str, object]) -> bool:
-        key = json.loads(json.dumps(self._key()))
-        return key == {name: value for name, value in kept.items() if name in key}
 
     def _pools(self, sources: Sequence[str], found: Sequence[Found]) -> list[Candidates]:
         interact = self.agreement.interact
         return agreement.candidates(sources, found, self.generators, interact=interact)
 
-    def _key(self) -> dict[str, object]:
-        return {
+    def _key(self) -> dict[str, Any]:
+        """What a choice is made for, as JSON gives it back."""
+        key = {
             # Relative: they may be moved together.
             "workdirs": [relative(path, self.workdirs[0]) for path in self.workdirs],
             "checkpoints": self.steps,
@@ -148,6 +147,11 @@ class System:
             "metric": self.evaluation.metric,
             "tokens": self.evaluation.tokens,
         }
+        return json.loads(json.dumps(key))
+
+
+def _fits(kept: dict[str, Any], key: dict[str, Any]) -> bool:
+    return key == {name: value for name, value in kept.items() if name in key}
 
 
 def _kept_choices(path: epath.Path) -> list[dict[str, Any]]:

@@ -162,7 +162,7 @@ def label(
     if finished and not turns:
         log.info("%s is labelled already", directory)
         return True
-    most = max(shard.pairs for shard in mine) if mine else 0
+    most = max((shard.pairs for shard in mine), default=0)
     log.info("Labelling in shards of up to %d pairs; a signal stops it behind one", most)
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):

@@ -243,11 +243,8 @@ class _Rounds:
         pairs, streams = rows.held.pairs, rows.held.streams
         short_B = jnp.zeros_like(rows.idle_B)
         if pairs is not None:
-            parents_BPW, ended_BPW = (
-                coupling.parent_pairs(parents_BGK),
-                coupling.to_pairs(ended_BWK),
-            )
-            pairs, short_of_pairs_B = follow(pairs, parents_BPW, ended_BPW)
+            parents_BPW = coupling.parent_pairs(parents_BGK)
+            pairs, short_of_pairs_B = follow(pairs, parents_BPW, coupling.to_pairs(ended_BWK))
             short_B |= short_of_pairs_B
         if streams is not None:
             parents_BKW, ended_BKW = (x.swapaxes(1, 2) for x in (parents_BGK, ended_BWK))

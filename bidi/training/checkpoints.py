@@ -70,7 +70,7 @@ class Checkpoints:
                 ]
             ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = self._new_manager()
 
     def save(
         self, state: TrainState, data: Any, progress: dict[str, Any], loss: float | None
@@ -135,9 +135,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a full disk shows as errors of many libraries
-            self._remove_unfinished()
             if jax.process_count() == 1:
                 self._open_again()
+            else:
+                self._remove_unfinished()
             raise FailedSaveError(
                 f"The checkpoint of step {self._saving} cannot be written to {self.directory}: "
                 f"{type(error).__name__}: {str(error)[:200]}"
@@ -207,6 +208,9 @@ class Checkpoints:
             log.error("%s", error)
         self._close_manager()
 
+    def _new_manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.directory, options=self._options)
+
     def _close_manager(self) -> None:
         # Orbax may raise once more, from another of its threads, what a save has failed by.
         try:
@@ -220,8 +224,8 @@ class Checkpoints:
         Orbax has struck off the checkpoints that it was to replace, and they are there still.
         """
         self._close_manager()
-        self._remove_unfinished()  # what its threads wrote meanwhile
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._remove_unfinished()
+        self._manager = self._new_manager()
 
     def restore_params(self, step: int, params: Any) -> Any:
         """What is to be evaluated: the moving average where there is one, else the parameters.

@@ -11,10 +11,8 @@ import json
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import jax
 import numpy as np
@@ -44,6 +42,7 @@ from bidi.training.initial import initial_params
 from bidi.training.lock import InUseError, locked
 from bidi.training.report import Reporter, SilentReporter, TrainMeter, means
 from bidi.training.step import Suspects, TrainState
+from bidi.training.stop import StopOnSignal
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +92,7 @@ class Outcome:
     finished: bool
 
 
-def train(
-    experiment: Experiment, workdir: epath.Path, stop: "StopOnSignal | None" = None
-) -> Outcome:
+def train(experiment: Experiment, workdir: epath.Path, stop: StopOnSignal | None = None) -> Outcome:
     """Trains, or goes on with training, in `workdir`.
 
     `stop` is entered already; by default one of its own is.
@@ -116,7 +113,7 @@ def train(
             "again what it has saved; choose another --workdir"
         )
     prepared = Prepared.open(experiment.data.directory)
-    check(experiment, prepared)
+    _check_settings(experiment, prepared)
     run = _Run(experiment, prepared, workdir)
     entered = StopOnSignal() if stop is None else contextlib.nullcontext(stop)
     with locked(workdir), entered as asked:
@@ -129,14 +126,15 @@ def train(
 
 
 def check(experiment: Experiment, prepared: Prepared) -> None:
-    """Looks for what would stop its training at once, as far as the data alone can tell.
+    """Looks for what would stop its training at once, as far as prepared data alone can tell.
+
+    For what is to be trained much later: `train` finds the same by itself.
 
     Raises:
         ConfigError: see `train`.
         DataError: the data were prepared with other settings, or do not fit the batches.
     """
-    _check_schedule(experiment)
-    check_prepared(experiment.data, prepared.manifest)
+    _check_settings(experiment, prepared)
     for split in ("train", "validation"):
         pipeline.check_lengths(prepared.pairs(split), experiment.streams, experiment.batches)
     experiment.make_partitioner(
@@ -144,7 +142,9 @@ def check(experiment: Experiment, prepared: Prepared) -> None:
     )
 
 
-def _check_schedule(experiment: Experiment) -> None:
+def _check_settings(experiment: Experiment, prepared: Prepared) -> None:
+    """What `check` can say before data are read and a model is made, as `_Run` does."""
+    check_prepared(experiment.data, prepared.manifest)
     steps, decay_steps = experiment.training.steps, experiment.optimizer.decay_steps
     if decay_steps is not None and steps > decay_steps:
         raise ConfigError(
@@ -195,7 +195,7 @@ class _Run:
         )
         self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
-    def train(self, stop: "StopOnSignal", compiled: CompileMeter) -> Outcome:
+    def train(self, stop: StopOnSignal, compiled: CompileMeter) -> Outcome:
         config = self.config
         state, skipped_in_a_row = self._start()
         first = step = int(state.step)
@@ -384,39 +384,3 @@ def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> 
 def _is_free(name: str) -> bool:
     config, _, field = name.rpartition(".")
     return name.startswith(_FREE) or (config == "Training" and field in _FREE_TRAINING)
-
-
-class StopOnSignal:
-    """While entered, SIGTERM and the first Ctrl-C ask the run to save and stop.
-
-    What handles a signal does no more than note it: it may come in the middle of anything, and a
-    line that is logged while another is being written is an error.
-    """
-
-    def __init__(self) -> None:
-        """Nothing is asked yet."""
-        self._number: int | None = None
-        self._said = False
-
-    def __enter__(self) -> "StopOnSignal":
-        self._former = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def is_set(self) -> bool:
-        """Whether it was asked to stop, and says so once."""
-        if self._number is None:
-            return False
-        if not self._said:
-            log.info("%s: saving, then stopping", signal.Signals(self._number).name)
-            self._said = True
-        return True
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
