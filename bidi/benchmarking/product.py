@@ -1,5 +1,6 @@
 """The speed of Su 2019's search: the article's own way, and the batched one with what it saves."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from bidi.models.config import RecurrentConfig
 from bidi.models.model import Cache
 from bidi.models.recurrent import Recurrent
 from bidi.models.recurrent_decoder import Encoded
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room
 from bidi.provenance import CompileMeter
 from bidi.search.config import SearchConfig
 
@@ -32,14 +33,13 @@ class PerPair(Recurrent):
         encoded: Encoded,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step_B: jax.Array,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         """See `Model.step`."""
-        return super().step(encoded, cache, tokens_BPW, step_B, pairs, pairs, interact, None)
+        place = dataclasses.replace(place, streams=place.pairs)
+        return super().step(encoded, cache, tokens_BPW, place, interact, None)
 
     @property
     def keeps_pairs(self) -> bool:

@@ -17,8 +17,8 @@ from bidi.evaluation.batching import QUEUE, Batching, SearchShape, source_batch
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.reading import AtWork, read_sources
 from bidi.models.model import Model, decoding_variables
-from bidi.models.slots import Room
-from bidi.search.beam_search import BeamSearchResult, Markers, Place, beam_search
+from bidi.models.slots import Place, Room
+from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
 from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
 from bidi.search.slots import likely_room, whole_room
@@ -228,9 +228,7 @@ class Searching:
                     at_work.source,
                     cache,
                     tokens_BPW,
-                    place.step_B,
-                    place.pairs,
-                    place.streams,
+                    place,
                     interact,
                     coupling.combined,
                     method="decode_step",

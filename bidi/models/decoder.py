@@ -15,7 +15,7 @@ from bidi.models.config import TransformerConfig
 from bidi.models.dense import Dense, Projections
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room, Slots
 from bidi.models.source_attention import SourceAttention
 from bidi.models.stream_attention import Call, own_streams, read_others, read_streams
 from bidi.models.sublayers import FeedForward, LayerNorm, Residual, make_fusion, per_way, run_layer
@@ -153,8 +153,7 @@ class Decoder(nn.Module):
         source: list[KeysValues],
         source_mask: jax.Array,
         cache: Cache,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool,
         pairing: Pairing,
     ) -> tuple[jax.Array, Cache]:
@@ -169,7 +168,7 @@ class Decoder(nn.Module):
             return Call(own, other_mask, source_mask, False, pairing, slots.slot_BKW)
 
         with jax.named_scope("attention"):
-            first, later = call_of(streams, pairing), call_of(pairs, Pairing(None))
+            first, later = call_of(place.streams, pairing), call_of(place.pairs, Pairing(None))
         in_layers = self.config.interaction == "layers"
         x = pairing.pairs(x_BKW1D) if in_layers else x_BKW1D
         caches = {}

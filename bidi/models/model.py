@@ -20,7 +20,7 @@ from bidi.models.config import ModelConfig
 from bidi.models.dense import DECODING, transposed_kernels, typed_kernels
 from bidi.models.output import CopyPrior, Output, project, tokens_of
 from bidi.models.prices import Prices
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room
 
 Batch = dict[str, jax.Array]
 Cache = dict[str, Any]
@@ -210,23 +210,19 @@ class Model(nn.Module):
         source: Source,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step_B: jax.Array,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool = True,
         combined: int | None = None,
     ) -> tuple[Prices, Cache]:
-        """Prices the tokens after `tokens_BPW`, the `step_B`-th of their streams.
+        """Prices the tokens after `tokens_BPW`, the `place.step_B`-th of their streams.
 
         Applied with `decoding_variables`.
 
         Args:
-            source: of each row, which holds one example; see `start`.
+            source: of `place.sentence_B`, one example a row; see `start`.
             cache: what was written at the steps before, see `empty_cache`.
             tokens_BPW: int32, the last tokens of the streams.
-            step_B: int32, their place.
-            pairs: where the streams of pairs, [B, P, W], write and read in the cache.
-            streams: the same of the K streams of each way, if `combined`; else `pairs`.
+            place: where the streams of pairs, and the K streams of each way, write and read.
             interact: as for `__call__`.
             combined: static, K if the pairs are all combinations of K streams of each way, see
                 `Pairing`: what does not depend on a stream's partner is computed once a stream.
@@ -234,9 +230,7 @@ class Model(nn.Module):
         Returns:
             The prices of all tokens, and the cache with this step in it.
         """
-        states_BPWD, cache = self.step(
-            source.encoded, cache, tokens_BPW, step_B, pairs, streams, interact, combined
-        )
+        states_BPWD, cache = self.step(source.encoded, cache, tokens_BPW, place, interact, combined)
         with jax.named_scope("projection"):
             states_BPWD, output = self._prepared(source, states_BPWD, jnp.ones_like(tokens_BPW))
             kernel_DV = self.variables[DECODING]["output_kernel"]
@@ -295,9 +289,7 @@ class Model(nn.Module):
         encoded: Any,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step_B: jax.Array,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:

@@ -15,7 +15,7 @@ from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
 from bidi.models.recurrent_decoder import Decoder, Encoded
 from bidi.models.recurrent_encoder import Encoder
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room
 
 
 class Recurrent(Model):
@@ -68,16 +68,14 @@ class Recurrent(Model):
         encoded: Encoded,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step_B: jax.Array,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         pairing = Pairing(combined)
         x_BKW1D = self.target_embedding(pairing.streams(tokens_BPW)[..., None])
         states_BPW1D, cache = self.decoder.step(
-            x_BKW1D, encoded, cache, step_B, streams, interact and self.interacts, pairing
+            x_BKW1D, encoded, cache, place, interact and self.interacts, pairing
         )
         return states_BPW1D[..., 0, :], cache
 

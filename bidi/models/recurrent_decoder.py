@@ -20,7 +20,7 @@ from bidi.models.dropout import Dropout
 from bidi.models.lstm import LSTM, begins
 from bidi.models.model import Cache
 from bidi.models.pairing import Pairing
-from bidi.models.slots import Slots
+from bidi.models.slots import Place
 from bidi.models.source_attention import SourceAttention, stream_source_mask
 from bidi.models.stream_attention import own_streams, read_others
 from bidi.models.sublayers import of_each_way, per_way
@@ -138,14 +138,14 @@ class Decoder(nn.Module):
         x_BKW1D: jax.Array,
         encoded: Encoded,
         cache: Cache,
-        step_B: jax.Array,
-        slots: Slots,
+        place: Place,
         interact: bool,
         pairing: Pairing,
     ) -> tuple[jax.Array, Cache]:
         """One step of streams: the states [B, P, W, 1, D] of pairs, and the cache with it."""
+        slots = place.streams
         parents_BKW1 = slots.parents_BKW[..., None]
-        begins_BKW1 = jnp.broadcast_to((step_B == 0)[:, None, None, None], parents_BKW1.shape)
+        begins_BKW1 = jnp.broadcast_to((place.step_B == 0)[:, None, None, None], parents_BKW1.shape)
         modulations = [values[:, None, :, :1] for values in encoded.modulations]
         cache = dict(cache)
         with jax.named_scope("recurrence"):

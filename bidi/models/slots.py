@@ -39,3 +39,22 @@ class Slots:
     slot_BKW: jax.Array
     seen_BKWM: jax.Array
     parents_BKW: jax.Array
+
+
+@flax.struct.dataclass
+class Place:
+    """Where the rows of a search stand.
+
+    Attributes:
+        sentence_B: int32, the sentence that each row works on, a place in the queue.
+        step_B: int32, tokens written before.
+        pairs: where the streams of pairs write in the cache, and read; `streams`, if it keeps
+            nothing of pairs.
+        streams: the same of the streams whose combinations the pairs are, see `Pairing`; else
+            `pairs`.
+    """
+
+    sentence_B: jax.Array
+    step_B: jax.Array
+    pairs: Slots
+    streams: Slots

@@ -18,7 +18,7 @@ from bidi.models.dropout import Dropout
 from bidi.models.encoder import Encoder
 from bidi.models.model import Cache, Model
 from bidi.models.pairing import Pairing
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room
 from bidi.models.source_attention import stream_source_mask
 from bidi.models.stream_attention import Call, own_streams
 from bidi.models.sublayers import sinusoidal_positions
@@ -84,22 +84,19 @@ class Transformer(Model):
         encoded: Encoded,
         cache: Cache,
         tokens_BPW: jax.Array,
-        step_B: jax.Array,
-        pairs: Slots,
-        streams: Slots,
+        place: Place,
         interact: bool,
         combined: int | None,
     ) -> tuple[jax.Array, Cache]:
         pairing = Pairing(combined)
         tokens_BKW1 = pairing.streams(tokens_BPW)[..., None]
-        positions_B111 = step_B[:, None, None, None]
+        positions_B111 = place.step_B[:, None, None, None]
         states_BPW1D, cache = self.decoder.step(
             self._embed(self.target_embedding, tokens_BKW1, positions_B111, False),
             encoded.keys_values,
             (encoded.segments_BS != 0)[:, None, None, None],
             cache,
-            pairs,
-            streams,
+            place,
             interact and self.interacts,
             pairing,
         )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.models.prices import Prices
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room
 from bidi.search import hypotheses as hyps
 from bidi.search import queue
 from bidi.search.config import SearchConfig
@@ -24,26 +24,6 @@ from bidi.search.coupling import Coupling
 from bidi.search.hypotheses import Markers
 from bidi.search.scoring import best_reachable_score, length_penalty
 from bidi.search.slots import Held, first_held, follow
-
-
-@flax.struct.dataclass
-class Place:
-    """Where the rows of a search stand.
-
-    Attributes:
-        sentence_B: int32, the sentence that each row works on, a place in the queue.
-        step_B: int32, tokens written before; T at most.
-        pairs: where the streams of pairs write in the cache, and read; `streams`, if it keeps
-            nothing of pairs.
-        streams: the same of the streams whose combinations the pairs are, see `Coupling.combined`;
-            else `pairs`.
-    """
-
-    sentence_B: jax.Array
-    step_B: jax.Array
-    pairs: Slots
-    streams: Slots
-
 
 DecodeStep = Callable[[Any, jax.Array, Place], tuple[Prices, Any]]
 

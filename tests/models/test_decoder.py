@@ -17,7 +17,6 @@ import pytest
 from bidi.data.streams import Streams
 from bidi.models.model import decoding_variables
 from bidi.models.slots import Room
-from bidi.search.slots import first_slots
 from bidi.tokens import FIRST_TEXT_ID
 from tests.models import tiny
 
@@ -262,9 +261,8 @@ def test_the_source_is_never_copied_for_pairs(own, layers, config):
         apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
         cache = apply(batch, pairs, Room(slots, slots), method="empty_cache")
         tokens_BPW = jnp.ones((batch, pairs, 2), jnp.int32)
-        at = first_slots(batch, pairs, 2, slots)
-        where = jnp.zeros(batch, jnp.int32), at, at
-        return apply(source, cache, tokens_BPW, *where, method="decode_step")
+        place = tiny.first_place(batch, pairs, slots)
+        return apply(source, cache, tokens_BPW, place, method="decode_step")
 
     program = str(jax.make_jaxpr(step)(params, source))
     sizes = {

@@ -1,5 +1,7 @@
 """Dense layers against flax's own, and products by transposed kernels against those by kernels."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,6 @@ from bidi.models.dense import (
 )
 from bidi.models.model import decoding_variables
 from bidi.models.slots import Room
-from bidi.search.slots import first_slots
 from tests.models import tiny
 
 
@@ -153,13 +154,15 @@ def test_a_step_by_transposed_kernels_is_one_by_kernels(monkeypatch, config):
     """And each of them is read. The cache holds something, which recurrent kernels multiply."""
     model = tiny.make_model(**config)
     params = tiny.random_params(model)
-    cache, slots = model.bind({}).empty_cache(4, 4, Room(8, 8)), first_slots(4, 4, 2, 8)
+    cache = model.bind({}).empty_cache(4, 4, Room(8, 8))
     cache = jax.tree.map(lambda room: room + 3, cache)
-    where = np.ones((4, 4, 2), np.int32), np.ones(4, np.int32), slots, slots
+    tokens_BPW = np.ones((4, 4, 2), np.int32)
+    place = dataclasses.replace(tiny.first_place(4, 4, 8), step_B=np.ones(4, np.int32))
 
     def logits(variables):
         source = model.apply(variables, tiny.source_batch(np.ones((4, 3))), method="start")
-        return model.apply(variables, source, cache, *where, method="decode_step")[0].logits_BPWV
+        step = source, cache, tokens_BPW, place
+        return model.apply(variables, *step, method="decode_step")[0].logits_BPWV
 
     plain = decoding_variables(model, params, "cpu")
     assert set(plain["decoding"]) == {"output_kernel"}

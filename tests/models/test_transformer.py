@@ -18,7 +18,6 @@ from bidi.data.streams import Streams
 from bidi.models.model import decoding_variables
 from bidi.models.output import project
 from bidi.models.slots import Room
-from bidi.search.slots import first_slots
 from bidi.tokens import BOS, EOS, FIRST_TEXT_ID, L2R, PAD, R2L
 from bidi.training.loss import cross_entropy
 from tests.models import tiny
@@ -338,10 +337,8 @@ def test_softmax_and_logits_are_float32(tied):
 
     def step(params, tokens_BPW):
         apply = functools.partial(model.apply, decoding_variables(model, params, "cpu"))
-        slots = first_slots(2, 3, 2, 18)
-        where = np.zeros(2, np.int32), slots, slots
         source = apply(SOURCE, method="start")
-        return apply(source, cache, tokens_BPW, *where, method="decode_step")
+        return apply(source, cache, tokens_BPW, tiny.first_place(2, 3, 18), method="decode_step")
 
     for program in (
         jax.make_jaxpr(step)(params, STREAMS[0][..., 0]),
@@ -359,13 +356,13 @@ def test_softmax_and_logits_are_float32(tied):
 def test_a_step_multiplies_with_the_kernel_that_was_made_for_it():
     model = tiny.make_model()
     variables = decoding_variables(model, tiny.random_params(model), "cpu")
-    where = np.ones((2, 1, 2), np.int32), np.zeros(2, np.int32)
+    tokens_BPW = np.ones((2, 1, 2), np.int32)
 
     @jax.jit
     def largest_logit(variables):
-        cache, slots = model.bind({}).empty_cache(2, 1, Room(4, 4)), first_slots(2, 1, 2, 4)
+        cache = model.bind({}).empty_cache(2, 1, Room(4, 4))
         source = model.apply(variables, SOURCE, method="start")
-        arguments = source, cache, *where, slots, slots
+        arguments = source, cache, tokens_BPW, tiny.first_place(2, 1, 4)
         prices, _ = model.apply(variables, *arguments, method="decode_step")
         return abs(prices.logits_BPWV).max()
 

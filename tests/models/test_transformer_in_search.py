@@ -37,8 +37,7 @@ def run_search(model, params, streams, config, rows) -> BeamSearchResult:
 
     def decode_step(cache, tokens_BPW, place):
         at_work = source.rows(place.sentence_B)
-        where = place.step_B, place.pairs, place.streams
-        return apply(at_work, cache, tokens_BPW, *where, interact, combined, method="decode_step")
+        return apply(at_work, cache, tokens_BPW, place, interact, combined, method="decode_step")
 
     allowed_WV = np.tile(np.arange(tiny.TARGETS) >= FIRST_TEXT_ID, (model.ways, 1))
     allowed_WV[np.arange(model.ways), streams.ends] = True

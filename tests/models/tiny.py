@@ -13,7 +13,7 @@ from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.models.model import Model, decoding_variables
 from bidi.models.output import project
 from bidi.models.recurrent import Recurrent
-from bidi.models.slots import Room, Slots
+from bidi.models.slots import Place, Room, Slots
 from bidi.models.transformer import Transformer
 from bidi.search.slots import first_slots
 from bidi.tokens import FIRST_TEXT_ID
@@ -138,7 +138,9 @@ def decode_steps(model, params, batch, steps, interact) -> jax.Array:
     cache = jax.tree.map(lambda room: room + 3, cache)
 
     def step(cache, xs):
-        prices, cache = apply(source, cache, *xs, xs[-1], interact, method="decode_step")
+        tokens_BPW, step_B, slots = xs
+        place = Place(jnp.arange(rows), step_B, slots, slots)
+        prices, cache = apply(source, cache, tokens_BPW, place, interact, method="decode_step")
         return cache, prices.log_probs()
 
     return jax.lax.scan(step, cache, steps)[1]
@@ -181,7 +183,13 @@ def first_step(model, params, batch: int, k: int, combined: int | None, interact
     if combined is None:
         streams, room = pairs, Room(room.pairs, room.pairs)
     cache = apply(batch, k * k, room, combined, method="empty_cache")
-    tokens_BPW, step_B = jnp.ones((batch, k * k, 2), jnp.int32), jnp.zeros(batch, jnp.int32)
+    tokens_BPW = jnp.ones((batch, k * k, 2), jnp.int32)
+    place = Place(jnp.arange(batch), jnp.zeros(batch, jnp.int32), pairs, streams)
     source = apply(source_batch(np.ones((batch, 5))), method="start")
-    arguments = source, cache, tokens_BPW, step_B, pairs, streams, interact, combined
-    return apply(*arguments, method="decode_step")
+    return apply(source, cache, tokens_BPW, place, interact, combined, method="decode_step")
+
+
+def first_place(batch: int, pairs: int, slots: int) -> Place:
+    """Of so many pairs of two streams of their own that have written nothing."""
+    held = first_slots(batch, pairs, 2, slots)
+    return Place(jnp.arange(batch), jnp.zeros(batch, jnp.int32), held, held)
