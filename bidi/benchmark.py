@@ -24,8 +24,9 @@ import rich.console
 from absl import flags
 
 from bidi import config, experiment, trained, verb
-from bidi.benchmarking import compiled, losses, product, programs, searches, tables, updates
+from bidi.benchmarking import compiled, losses, product, searches, tables, updates
 from bidi.data.prepared import Prepared
+from bidi.errors import UserError
 from bidi.evaluation import restore
 from bidi.files import path_of, write_whole
 from bidi.models.config import RecurrentConfig
@@ -59,12 +60,12 @@ def train(bindings: list[str]) -> None:
         print(config.describe())
         return
     if loaded.streams.ways != "both":
-        raise verb.UserError(
+        raise UserError(
             f"Streams.ways = {loaded.streams.ways!r}: name an experiment of both directions; L2R "
             "alone is measured beside it"
         )
     if loaded.streams.layout == "halves":
-        raise verb.UserError(
+        raise UserError(
             "Streams.layout = 'halves' fills rows with other numbers of words than L2R alone: "
             "compare the ms/update of two trainings, whose rows hold equally many"
         )
@@ -99,7 +100,7 @@ def search(bindings: list[str]) -> None:
     if _L2R.value:
         l2r = experiment.load_run(_L2R.value, [])
         if l2r.streams.ways != "l2r":
-            raise verb.UserError(
+            raise UserError(
                 f"--l2r_workdir={_L2R.value} has Streams.ways = {l2r.streams.ways!r}: name a run "
                 "of 'l2r'"
             )
@@ -108,10 +109,7 @@ def search(bindings: list[str]) -> None:
     prepared = Prepared.open(models.experiment.data.directory)
     beams, sizes = _numbers(_BEAMS), _numbers(_BATCH_TOKENS)
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
-    try:
-        shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
-    except programs.NoTraceError as error:
-        raise verb.UserError(str(error)) from None
+    shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
     report = searches.measure(found, sources, beams, sizes, CompileMeter(), rounds=_ROUNDS.value)
     named = {
         name: {"workdir": one.workdir, "checkpoint": one.checkpoint} for name, one in found.items()
@@ -133,13 +131,13 @@ def article(bindings: list[str]) -> None:
         and model.copy_prior
         and models.experiment.streams.layout == "whole"
     ):
-        raise verb.UserError(
+        raise UserError(
             f"--workdir={models.workdir}: the article's search is that of a model with "
             "Experiment.model = @Recurrent(), Recurrent.interaction = 'top' and "
             "Recurrent.copy_prior = True that writes whole streams"
         )
     if (search.coupling, search.partner_weights) != ("product", "equal"):
-        raise verb.UserError(
+        raise UserError(
             f"Search.coupling = {search.coupling!r}, Search.partner_weights = "
             f"{search.partner_weights!r}: the article's are 'product' and 'equal'"
         )
@@ -156,14 +154,14 @@ def _single_model(bindings: list[str]) -> trained.Trained | None:
     """The model of `--workdir`; None if only its config was to be printed."""
     verb.check_output(_OUTPUT.value)
     if flags.FLAGS.partner_workdir:
-        raise verb.UserError("--partner_workdir is not for this verb: it measures single searches")
+        raise UserError("--partner_workdir is not for this verb: it measures single searches")
     return trained.load(bindings)
 
 
 def _numbers(flag: flags.FlagHolder) -> list[int]:
     """The values of a list of numbers."""
     if not flag.value or not all(text.isdecimal() and int(text) for text in flag.value):
-        raise verb.UserError(
+        raise UserError(
             f"--{flag.name}={','.join(flag.value)}: write numbers from 1 on, with commas between"
         )
     return [int(text) for text in flag.value]
@@ -181,9 +179,7 @@ _MEASUREMENTS = {"train": train, "loss": loss, "search": search, "article": arti
 
 
 def _missing(_: list[str]) -> None:
-    raise verb.UserError(
-        "say what to measure: python -m bidi.benchmark train, loss, search, or article"
-    )
+    raise UserError("say what to measure: python -m bidi.benchmark train, loss, search, or article")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from etils import epath
 from bidi import config, experiment, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import read_lines
+from bidi.errors import UserError
 from bidi.evaluation import metrics
 from bidi.evaluation.config import EvaluationConfig, TokenKind
 from bidi.evaluation.report import error_headings, separated
@@ -40,14 +41,14 @@ _DIGEST = "examples_sha256"
 def main(bindings: list[str]) -> None:
     """Compares two reports."""
     if not (_A.value and _B.value):
-        raise verb.UserError("--a and --b must name two reports of bidi.evaluate")
+        raise UserError("--a and --b must name two reports of bidi.evaluate")
     if flags.FLAGS.gin_file:
-        raise verb.UserError("--gin_file is not for this verb: --a has its config")
+        raise UserError("--gin_file is not for this verb: --a has its config")
     path_a, path_b = path_of(_A.value), path_of(_B.value)
     report, other = _report(path_a), _report(path_b)
     split = report["split"]
     if split != other["split"]:
-        raise verb.UserError(
+        raise UserError(
             f"{path_a} is of {split}, {path_b} of {other['split']}: not the same examples"
         )
     texts = {f"the config in {path_a}": report["config"]}
@@ -62,7 +63,7 @@ def main(bindings: list[str]) -> None:
     references = [example.targets for example in prepared.examples(split)]
     a, b = (_outputs(path) for path in (path_a, path_b))
     if not len(a) == len(b) == len(references):
-        raise verb.UserError(
+        raise UserError(
             f"{path_a} has {len(a)} outputs, {path_b} {len(b)}, the split {len(references)} "
             "examples: evaluate both on the same data"
         )
@@ -113,18 +114,18 @@ def _separated(lists: Sequence[Sequence[str]], kind: TokenKind) -> list[list[str
 
 def _report(path: epath.Path) -> dict[str, Any]:
     if path.is_dir():
-        raise verb.UserError(f"{path} is a directory: name a report in it, {path}/eval/NAME.json")
+        raise UserError(f"{path} is a directory: name a report in it, {path}/eval/NAME.json")
     try:
         report = json.loads(path.read_bytes())
         return {"split": report["split"], "config": report["config"]} | report
     except (ValueError, TypeError, KeyError) as error:
-        raise verb.UserError(f"{path} is no report of bidi.evaluate ({error!r})") from None
+        raise UserError(f"{path} is no report of bidi.evaluate ({error!r})") from None
 
 
 def _outputs(report: epath.Path) -> list[str]:
     path = report.with_suffix(".txt")
     if not path.is_file():
-        raise verb.UserError(f"{path} is missing: the outputs, which bidi.evaluate writes too")
+        raise UserError(f"{path} is missing: the outputs, which bidi.evaluate writes too")
     return list(read_lines(path))
 
 
@@ -132,7 +133,7 @@ def _check_examples(reports: Mapping[epath.Path, Mapping[str, Any]]) -> None:
     """Those made before reports named their examples are taken at their word."""
     known = {path: report[_DIGEST] for path, report in reports.items() if _DIGEST in report}
     if len(set(known.values())) > 1:
-        raise verb.UserError(
+        raise UserError(
             "not the same examples: evaluate both on the same data\n"
             + "\n".join(f"  {path}: {digest}" for path, digest in known.items())
         )

@@ -15,6 +15,7 @@ from absl import flags
 
 from bidi import config, experiment, verb
 from bidi.benchmarking import compiled, tables, topology
+from bidi.errors import UserError
 from bidi.files import path_of, write_whole
 from bidi.provenance import provenance
 
@@ -43,9 +44,9 @@ def main(bindings: list[str]) -> None:
         print(config.describe())
         return
     if not _TOPOLOGY.value:
-        raise verb.UserError("--topology is missing: for which chips? v5e:4x4, for example")
+        raise UserError("--topology is missing: for which chips? v5e:4x4, for example")
     if unknown := set(_PROGRAMS.value) - {"train", "search"}:
-        raise verb.UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
+        raise UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
     verb.check_output(_OUTPUT.value)
     devices = topology.topology(_TOPOLOGY.value)
     programs = {}

@@ -15,13 +15,14 @@ from typing import Any
 import gin
 from gin import config_parser
 
+from bidi.errors import UserError
 from bidi.files import PathError, path_of
 
 # The name under which gin keeps a macro: `M = 3` is the parameter `value` of `M/gin.macro`.
 MACRO = "gin.macro"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; the message says where the fault is and what to do."""
 
 

@@ -22,6 +22,7 @@ from etils import epath
 from bidi import config, distributed, experiment, trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
+from bidi.errors import UserError
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
@@ -186,9 +187,9 @@ def _measure_leak(models: Trained) -> None:
     system = models.system
     generator = system.generators[0]
     if len(system.generators) > 1:
-        raise verb.UserError("--leak looks into one model: leave out --partner_workdir")
+        raise UserError("--leak looks into one model: leave out --partner_workdir")
     if not generator.interacts:
-        raise verb.UserError(
+        raise UserError(
             f"--leak: the streams of --workdir={models.workdir} do not read each other "
             f"({models.experiment.model.name}.interaction, Streams.ways), so nothing can leak"
         )

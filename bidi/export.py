@@ -11,6 +11,7 @@ from absl import flags
 
 from bidi import trained, verb
 from bidi.data.streams import Direction, Streams
+from bidi.errors import UserError
 from bidi.files import path_of, write_directory
 from bidi.interchange import huggingface
 
@@ -34,24 +35,21 @@ def main(bindings: list[str]) -> None:
     if models is None:
         return
     if not _OUTPUT.value:
-        raise verb.UserError("--output is missing: which directory shall be made?")
+        raise UserError("--output is missing: which directory shall be made?")
     output = path_of(_OUTPUT.value)
     if output.exists():
-        raise verb.UserError(f"--output={output} exists already: remove it or name another")
+        raise UserError(f"--output={output} exists already: remove it or name another")
     system = models.system
     if len(system.generators) > 1:
-        raise verb.UserError("--partner_workdir is not for this verb: export each model by itself")
+        raise UserError("--partner_workdir is not for this verb: export each model by itself")
     direction = _direction(models.experiment.streams)
-    try:
-        files = huggingface.export_files(
-            models.experiment,
-            system.generators[0].params,
-            (models.workdir / "source.model").read_bytes(),
-            (models.workdir / "target.model").read_bytes(),
-            direction,
-        )
-    except huggingface.NotExportableError as error:
-        raise verb.UserError(f"--workdir={models.workdir}: {error}") from None
+    files = huggingface.export_files(
+        models.experiment,
+        system.generators[0].params,
+        (models.workdir / "source.model").read_bytes(),
+        (models.workdir / "target.model").read_bytes(),
+        direction,
+    )
     # transformers goes by this one.
     write_directory(output, files, last="config.json")
     print(f"Wrote the {direction} model of step {system.steps[0]} to {output}")
@@ -61,9 +59,9 @@ def main(bindings: list[str]) -> None:
 
 def _direction(streams: Streams) -> Direction:
     if _DIRECTION.value is None and len(streams.directions) > 1:
-        raise verb.UserError("this model writes both directions: choose one by --direction")
+        raise UserError("this model writes both directions: choose one by --direction")
     if _DIRECTION.value not in (None, *streams.directions):
-        raise verb.UserError(
+        raise UserError(
             f"--direction={_DIRECTION.value}, but this model writes {streams.directions[0]} alone"
         )
     return _DIRECTION.value or streams.directions[0]

@@ -24,6 +24,8 @@ from typing import IO
 
 from etils import epath
 
+from bidi.errors import UserError
+
 log = logging.getLogger(__name__)
 
 _BUCKET = "gs://"
@@ -31,7 +33,7 @@ _BUCKET = "gs://"
 Name = str | os.PathLike[str]
 
 
-class PathError(ValueError):
+class PathError(UserError):
     """A path is of a kind that cannot be worked with here; the message says which can."""
 
 

@@ -25,8 +25,8 @@ from bidi.data.partner import PseudoRecipe
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError, expand
 from bidi.data.streams import Direction
+from bidi.errors import UserError
 from bidi.evaluation.label import Labellers, label, load_labellers
-from bidi.evaluation.restore import UnfitModelsError
 from bidi.experiment import Experiment
 from bidi.files import path_of
 from bidi.training import loop
@@ -50,25 +50,19 @@ _CHECKPOINT = flags.DEFINE_string(
 
 def main(bindings: list[str]) -> None:
     """Runs what the flags ask for."""
-    try:
-        finished = (_run_recipe if flags.FLAGS.gin_file else _label_only)(bindings)
-    except (
-        UnfitModelsError,
-        *loop.ERRORS,
-    ) as error:
-        raise verb.UserError(str(error)) from None
+    finished = (_run_recipe if flags.FLAGS.gin_file else _label_only)(bindings)
     if not finished and distributed.is_first():
         print("Stopped; the same command goes on")
 
 
 def _label_only(bindings: list[str]) -> bool:
     if not (_L2R.value and _R2L.value and _OUTPUT.value):
-        raise verb.UserError(
+        raise UserError(
             "name models by --l2r_workdir and --r2l_workdir and a directory by --output; or an "
             "experiment by --gin_file and --workdir"
         )
     if _WORKDIR.value:
-        raise verb.UserError("--workdir is for --gin_file: labels are written to --output")
+        raise UserError("--workdir is for --gin_file: labels are written to --output")
     workdirs: dict[Direction, epath.Path] = {
         "l2r": path_of(_L2R.value),
         "r2l": path_of(_R2L.value),
@@ -85,7 +79,7 @@ def _label_only(bindings: list[str]) -> bool:
 
 def _run_recipe(bindings: list[str]) -> bool:
     if _L2R.value or _R2L.value or _OUTPUT.value or _CHECKPOINT.present:
-        raise verb.UserError(
+        raise UserError(
             "--gin_file names a recipe with labellers of its own: leave out --l2r_workdir, "
             "--r2l_workdir, --checkpoint and --output"
         )
@@ -94,10 +88,10 @@ def _run_recipe(bindings: list[str]) -> bool:
         print(config.describe())
         return True
     if not _WORKDIR.value:
-        raise verb.UserError("--workdir is missing: where shall the trained model live?")
+        raise UserError("--workdir is missing: where shall the trained model live?")
     recipe = loaded.partner.recipe
     if recipe is None:
-        raise verb.UserError(
+        raise UserError(
             "Partner.recipe is not set: write Partner.recipe = @Pseudo() and Pseudo.labeller_files "
             "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
         )
@@ -158,7 +152,7 @@ def _train_labellers(
             if not loop.train(labeller, workdir, stop).finished or _asked(stop):
                 return None
         except loop.CannotResumeError as error:
-            raise verb.UserError(
+            raise UserError(
                 f"{error} It is a labeller's: what it is trained with is said by Partner.recipe, "
                 "and where it lies by Partner.directory"
             ) from None

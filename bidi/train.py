@@ -6,6 +6,7 @@ The same command again goes on where the run stopped; SIGTERM or Ctrl-C save fir
 from absl import flags
 
 from bidi import config, distributed, experiment, verb
+from bidi.errors import UserError
 from bidi.files import path_of
 from bidi.training import loop
 
@@ -22,11 +23,8 @@ def main(bindings: list[str]) -> None:
         print(config.describe())
         return
     if not _WORKDIR.value:
-        raise verb.UserError("--workdir is missing: where shall the run live?")
-    try:
-        outcome = loop.train(loaded, path_of(_WORKDIR.value))
-    except loop.ERRORS as error:
-        raise verb.UserError(str(error)) from None
+        raise UserError("--workdir is missing: where shall the run live?")
+    outcome = loop.train(loaded, path_of(_WORKDIR.value))
     if not outcome.finished and distributed.is_first():
         print(
             f"Stopped at step {outcome.step} of {loaded.training.steps}; the same command goes on"

@@ -5,9 +5,10 @@ import dataclasses
 from absl import flags
 from etils import epath
 
-from bidi import config, experiment, verb
+from bidi import config, experiment
+from bidi.errors import UserError
 from bidi.evaluation.choose import System
-from bidi.evaluation.restore import UnfitModelsError, load_system
+from bidi.evaluation.restore import load_system
 from bidi.experiment import Experiment
 from bidi.files import path_of
 
@@ -46,9 +47,9 @@ class Trained:
 def load(bindings: list[str]) -> Trained | None:
     """Loads what the flags name; None if only the config was to be printed, which is done then."""
     if not _WORKDIR.value:
-        raise verb.UserError("--workdir is missing: which run of bidi.train?")
+        raise UserError("--workdir is missing: which run of bidi.train?")
     if flags.FLAGS.gin_file:
-        raise verb.UserError(
+        raise UserError(
             "--gin_file is not for this verb: a workdir has its config. Change single values by "
             "--gin.NAME=value"
         )
@@ -58,8 +59,5 @@ def load(bindings: list[str]) -> Trained | None:
         print(config.describe())
         return None
     text = config.operative()
-    try:
-        system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
-    except UnfitModelsError as error:
-        raise verb.UserError(str(error)) from None
+    system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
     return Trained(workdir, loaded, text, _CHECKPOINT.value, system)

@@ -17,6 +17,7 @@ from absl import flags
 
 from bidi import distributed, trained, verb
 from bidi.data.sources import DataError, decode_lines, read_lines
+from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.files import is_plain_file, on_disk, path_of, writing_whole
@@ -48,15 +49,15 @@ def main(bindings: list[str]) -> None:
     system = models.system
     output = None if _OUTPUT.value is None else path_of(_OUTPUT.value)
     if output is not None and output.exists() and not is_plain_file(output):
-        raise verb.UserError(f"--output={output} is no file; without it, outputs go to stdout")
+        raise UserError(f"--output={output} is no file; without it, outputs go to stdout")
     if output is not None and output.suffix == ".gz":
-        raise verb.UserError(f"--output={output}: outputs are written as they are: leave out .gz")
+        raise UserError(f"--output={output}: outputs are written as they are: leave out .gz")
     verb.check_output(_OUTPUT.value)
     if system.rescores:
         tuned = system.with_saved_choice(models.agreement_file)
         if tuned is None:
             alone = "--gin.Agreement.rescore=False" if len(system.generators) == 1 else "one model"
-            raise verb.UserError(
+            raise UserError(
                 "agreement has not been tuned for this search and checkpoint: run bidi.evaluate "
                 f"with the same flags first, or pass {alone}"
             )
@@ -68,7 +69,7 @@ def main(bindings: list[str]) -> None:
         return
     if output is None:
         if sys.stdout is None:
-            raise verb.UserError("stdout is closed: name a file by --output")
+            raise UserError("stdout is closed: name a file by --output")
         if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale
             sys.stdout.reconfigure(encoding="utf-8")
         try:
@@ -148,7 +149,7 @@ def _with_n_best(system: System, n_best: int) -> System:
     streams = system.generators[0].streams
     hypotheses = system.search.make_coupling(len(streams.directions)).hypotheses
     if n_best > len(streams.writers) * hypotheses:
-        raise verb.UserError(
+        raise UserError(
             f"--n_best={n_best}, but the search keeps {hypotheses} hypotheses of each of "
             f"{len(streams.writers)}: raise --gin.Search.beam_size"
         )
@@ -158,7 +159,7 @@ def _with_n_best(system: System, n_best: int) -> System:
 
 def _read_lines() -> Iterator[str]:
     if _INPUT.value is None and sys.stdin is None:
-        raise verb.UserError("stdin is closed: name a file by --input")
+        raise UserError("stdin is closed: name a file by --input")
     if _INPUT.value is None:
         return decode_lines(sys.stdin.buffer, "stdin")
     return read_lines(path_of(_INPUT.value))

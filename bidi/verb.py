@@ -11,17 +11,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bidi import config, distributed
-from bidi.data.sources import DataError
-from bidi.files import PathError, can_hold, path_of
+from bidi.errors import UserError
+from bidi.files import can_hold, path_of
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
 
-# What a wrong file, flag or value raises; anything else is a fault of ours and shows where it was.
-_USER_ERRORS = (
-    config.ConfigError,
-    DataError,
-    PathError,
+# What is said in a line; anything else shows where it was.
+USER_ERRORS = (
+    UserError,
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
@@ -32,10 +30,6 @@ _USER_ERRORS = (
 
 # The libraries that write records and checkpoints say it by errors of other kinds, in these words.
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-
-
-class UserError(ValueError):
-    """The user's input cannot be worked with; the message says what was wrong and what to do."""
 
 
 def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False) -> None:
@@ -76,7 +70,7 @@ def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False
 
 def _advice(error: BaseException) -> str | None:
     """What is said of an error in place of a traceback; None of a fault of ours."""
-    if isinstance(error, (UserError, *_USER_ERRORS)):
+    if isinstance(error, USER_ERRORS):
         return str(error)
     if any(words in str(error) for words in _FULL):
         return f"{error}; make room there, then run the same command again"

@@ -144,7 +144,7 @@ def test_search(trained, tmp_path, capsys):
 
 
 # What `verb.run` says in one line.
-EXPECTED_ERRORS = (verb.UserError, *verb._USER_ERRORS)
+EXPECTED_ERRORS = verb.USER_ERRORS
 
 
 def test_what_cannot_be_measured_is_named(trained):

@@ -4,8 +4,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import compare, config, verb
+from bidi import compare, config
 from bidi.data.prepared import Prepared
+from bidi.errors import UserError
 from bidi.evaluation import metrics, rouge
 
 
@@ -104,20 +105,20 @@ def test_where_both_are_wrong(reports, capsys):
 
 def test_reports_that_cannot_be_compared(report, reports):
     (reports / "bad.json").write_text(json.dumps(report | {"split": "validation"}))
-    with pytest.raises(verb.UserError, match="not the same examples"):
+    with pytest.raises(UserError, match="not the same examples"):
         run(reports / "good.json", reports / "bad.json")
     (reports / "bad.json").write_text(json.dumps(report))
     (reports / "bad.txt").write_text("one line\n")
-    with pytest.raises(verb.UserError, match="1, the split"):
+    with pytest.raises(UserError, match="1, the split"):
         run(reports / "good.json", reports / "bad.json")
     for content in ("{", "{}", "[]"):
         (reports / "other.json").write_text(content)
-        with pytest.raises(verb.UserError, match=r"other\.json is no report of bidi\.evaluate"):
+        with pytest.raises(UserError, match=r"other\.json is no report of bidi\.evaluate"):
             run(reports / "other.json", reports / "bad.json")
-    with pytest.raises(verb.UserError, match="is a directory: name a report in it"):
+    with pytest.raises(UserError, match="is a directory: name a report in it"):
         run(reports, reports / "bad.json")
     (reports / "bad.txt").unlink()
-    with pytest.raises(verb.UserError, match=r"bad\.txt is missing"):
+    with pytest.raises(UserError, match=r"bad\.txt is missing"):
         run(reports / "good.json", reports / "bad.json")
 
 
@@ -133,7 +134,7 @@ def test_reports_of_other_examples_are_not_compared(trained, report, reports):
     run(reports / "good.json", reports / "bad.json")
     for name in ("good", "bad"):
         write(name, "another")
-        with pytest.raises(verb.UserError, match=rf"not the same(?s:.*)/{name}\.json: another"):
+        with pytest.raises(UserError, match=rf"not the same(?s:.*)/{name}\.json: another"):
             run(reports / "good.json", reports / "bad.json")
         write(name, digest)
 
@@ -149,7 +150,7 @@ def test_a_line_ends_where_it_ends(trained, reports, capsys):
 def test_flags_of_all_verbs(reports, capsys):
     run(reports / "good.json", reports / "bad.json", "Search.beam_size = 6", flag="--print_config")
     assert "Search.beam_size = 6" in capsys.readouterr().out
-    with pytest.raises(verb.UserError, match="--gin_file is not for this verb"):
+    with pytest.raises(UserError, match="--gin_file is not for this verb"):
         run(reports / "good.json", reports / "bad.json", flag="--gin_file=any.gin")
 
 

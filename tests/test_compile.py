@@ -11,8 +11,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import compile, config, verb
+from bidi import compile, config
 from bidi.benchmarking import topology
+from bidi.errors import UserError
 
 GIN = """
 Data.directory = 'nowhere'
@@ -192,5 +193,5 @@ def test_what_is_missing_is_named(gin_file, arguments, says):
     config.define_flags()
     with flagsaver.flagsaver():
         flags.FLAGS(["bidi.compile", *(one.format(gin=gin_file) for one in arguments)])
-        with pytest.raises(verb.UserError, match=says):
+        with pytest.raises(UserError, match=says):
             compile.main([])

@@ -26,7 +26,7 @@ from bidi.config import ConfigError
 from bidi.data.prepare import prepare
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
-from bidi.training.loop import CannotResumeError
+from bidi.training.checkpoints import ProcessesError
 from tests import two_processes, xla_flags
 from tests.stoppable_run import EXPERIMENT, rows, saved
 from tests.test_evaluate import rounded, strict, without
@@ -272,7 +272,7 @@ def test_the_first_process_writes_for_all(undisturbed):
 
 def test_another_number_of_processes_is_refused(tiny, undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    with pytest.raises(CannotResumeError, match="saved by 2 processes, now there are 1"):
+    with pytest.raises(ProcessesError, match="saved by 2 processes, now there are 1"):
         loop.train(load(tiny, f"Training.steps = {STEPS + 8}"), workdir)
     assert not list(workdir.glob("unreadable*"))
     assert rows(workdir) == rows(undisturbed)

@@ -381,7 +381,7 @@ def test_print_config_searches_nothing(workdir, capsys):
 
 
 # What `verb.run` says in one line, as the last test shows.
-EXPECTED_ERRORS = (verb.UserError, *verb._USER_ERRORS)
+EXPECTED_ERRORS = verb.USER_ERRORS
 
 
 def test_what_is_missing_is_named(trained, workdir, evaluate, tmp_path):

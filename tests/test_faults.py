@@ -15,8 +15,10 @@ from bidi.data import pipeline
 from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError
+from bidi.errors import UserError
 from bidi.training import lock, loop
 from bidi.training.checkpoints import Checkpoints, FailedSaveError
+from bidi.training.report import NotFiniteError
 from bidi.training.step import Trainer
 from tests.stoppable_run import (
     STEPS,
@@ -230,7 +232,7 @@ def poisoned(tiny, tmp_path_factory):
 
 
 def test_a_batch_without_a_number_stops_the_run_and_is_named(poisoned, tiny, tmp_path):
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         train(tiny, tmp_path / "run", *poisoned)
     message = str(caught.value)
     assert "loss nan" in message
@@ -269,7 +271,7 @@ def test_the_second_run_on_a_workdir_is_refused(tiny, tmp_path):
     process = Process(tiny, tmp_path / "run")
     process.until(process.has_state)
     before = files(process.workdir)
-    with pytest.raises(lock.InUseError, match=f"{process.workdir} .process {process.number} on "):
+    with pytest.raises(UserError, match=f"{process.workdir} .process {process.number} on "):
         train(tiny, process.workdir)
     assert files(process.workdir) == before
     process.kill()

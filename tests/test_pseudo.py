@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import config, experiment, verb
+from bidi import config, experiment
 from bidi import pseudo as pseudo_verb
 from bidi.config import ConfigError
 from bidi.data import pipeline, pseudo
@@ -22,6 +22,7 @@ from bidi.data.folds import fold_of
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import Prepared
 from bidi.data.sources import DataError
+from bidi.errors import UserError
 from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
@@ -156,7 +157,7 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
     (moved / "manifest.json").write_text(json.dumps(edited))
     with pytest.raises(CannotResumeError, match="trained beside other pseudo outputs than Partner"):
         loop.train(main, workdir)
-    with pytest.raises(verb.UserError, match=r"Training\.seed = 5 (?s:.*) a labeller's"):
+    with pytest.raises(UserError, match=r"Training\.seed = 5 (?s:.*) a labeller's"):
         run(*arguments, bindings=["Pseudo.labeller_bindings = ('Training.seed = 5',)"])
 
 
@@ -271,8 +272,8 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "bindings", "error", "says"),
     [
-        ([], [], verb.UserError, "name models by --l2r_workdir and --r2l_workdir"),
-        (["--l2r_workdir=x", "--output=y"], [], verb.UserError, "name models by --l2r_workdir and"),
+        ([], [], UserError, "name models by --l2r_workdir and --r2l_workdir"),
+        (["--l2r_workdir=x", "--output=y"], [], UserError, "name models by --l2r_workdir and"),
         (
             ["--l2r_workdir=/none", "--r2l_workdir=/none", "--output=y"],
             [],
@@ -282,12 +283,12 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
         (
             ["--l2r_workdir=x", "--r2l_workdir=x", "--output=y", "--workdir=z"],
             [],
-            verb.UserError,
+            UserError,
             "--workdir is for --gin_file",
         ),
-        (["RECIPE"], [], verb.UserError, "--workdir is missing"),
-        (["RECIPE", "--workdir=x", "--checkpoint=7"], [], verb.UserError, "leave out .*checkpoint"),
-        (["RECIPE", "--workdir=x", "--output=y"], [], verb.UserError, "labellers of its own"),
+        (["RECIPE"], [], UserError, "--workdir is missing"),
+        (["RECIPE", "--workdir=x", "--checkpoint=7"], [], UserError, "leave out .*checkpoint"),
+        (["RECIPE", "--workdir=x", "--output=y"], [], UserError, "labellers of its own"),
         (
             ["RECIPE", "--workdir=x"],
             ["Pseudo.labeller_bindings = ('Training.stepz = 3',)"],
@@ -300,7 +301,7 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
             ConfigError,
             r"Pseudo\.labeller_files = .* write l2r: name one model of both directions, or one for",
         ),
-        (["GOLD", "--workdir=x"], [], verb.UserError, r"Partner\.recipe is not set"),
+        (["GOLD", "--workdir=x"], [], UserError, r"Partner\.recipe is not set"),
         # Said before anything is trained.
         (
             ["RECIPE", "--workdir=x"],

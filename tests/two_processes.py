@@ -20,6 +20,7 @@ from bidi import evaluate as evaluate_verb
 from bidi import translate as translate_verb
 from bidi.data.partner import Partner
 from bidi.data.sources import DataError
+from bidi.errors import UserError
 from bidi.training import loop
 from bidi.training.optimizer import OptimizerConfig
 from bidi.training.partitioner import Pmap
@@ -127,7 +128,7 @@ def main(bindings):
     (directory / f"{jax.process_index()}.pickle").write_bytes(pickle.dumps(seen))
     distributed.allgather("all is written")
     if jax.process_index() == 1:
-        raise verb.UserError("the second gives up")
+        raise UserError("the second gives up")
     distributed.allgather("what the second never says")
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax.extend import backend
 
+from bidi.errors import UserError
+
 # Parts of a search by what stands in an operation's name, the first that fits; see `parts`.
 _PARTS = {
     "encoder": r"/\w+\.start/",
@@ -30,10 +32,6 @@ _TRACED_RUNS = 3
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*)$", re.MULTILINE)
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 _CONTAINER = re.compile(r" (?:while|conditional|call)\(")
-
-
-class NoTraceError(RuntimeError):
-    """The profiler told nothing of the program's operations."""
 
 
 @contextlib.contextmanager
@@ -66,7 +64,7 @@ def time_shares(run: Callable[[], object]) -> dict[str, float]:
         Shares that sum to 1, of 'attention', 'projection' and so on, and of the `REST`.
 
     Raises:
-        NoTraceError: the backend's profiler names no operations.
+        UserError: the backend's profiler names no operations.
     """
     with watch() as compiled:
         run()
@@ -87,7 +85,7 @@ def time_shares(run: Callable[[], object]) -> dict[str, float]:
         if instruction in by_part:
             total[by_part[instruction]] += its_nanoseconds
     if not total:
-        raise NoTraceError(
+        raise UserError(
             f"the profiler of {jax.default_backend()} tells nothing of single operations; "
             "measure without --profile"
         )

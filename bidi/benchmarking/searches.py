@@ -10,6 +10,7 @@ from typing import Any
 from bidi.benchmarking import programs
 from bidi.benchmarking.devices import peak_memory
 from bidi.benchmarking.rounds import Spread, interleaved, ratios
+from bidi.errors import UserError
 from bidi.evaluation import restore
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
@@ -178,7 +179,7 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
     All sources of the batch are copies of one of middle length, so that one program runs.
 
     Raises:
-        programs.NoTraceError: the backend's profiler names no operations, or the cache had too
+        UserError: the backend's profiler names no operations, or the cache had too
             little room for this source, so that two programs ran.
     """
     middle = sorted(sources, key=len)[len(sources) // 2]
@@ -193,7 +194,7 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
             search = functools.partial(_search, generator, row.search, [texts], tally)
             found[row.name][name] = programs.time_shares(search)
             if tally.searched_again:
-                raise programs.NoTraceError(
+                raise UserError(
                     f"{row.name}: {middle!r} is searched twice, which cannot be told apart; change "
                     "--sentences, or measure without --profile"
                 )

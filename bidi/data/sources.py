@@ -18,6 +18,7 @@ import gin
 import numpy as np
 from etils import epath
 
+from bidi.errors import UserError
 from bidi.files import PathError, fetched, in_bucket, path_of
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,7 @@ _TFDS_MODULES = (
 _CHUNK = 1000
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used as it is; the message says where and what to do."""
 
 

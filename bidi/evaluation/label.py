@@ -23,6 +23,7 @@ from bidi.data.records import Records
 from bidi.data.sources import DataError
 from bidi.data.splits import record_writer
 from bidi.data.streams import Direction
+from bidi.errors import UserError
 from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator
 from bidi.experiment import load_run
@@ -83,19 +84,19 @@ def load_labellers(
 
     Raises:
         FileNotFoundError: there is no such workdir or checkpoint.
-        UnfitModelsError: a model writes another direction, or other vocabularies.
+        UserError: a model writes another direction, or other vocabularies.
     """
     labellers = []
     for workdir in dict.fromkeys(workdirs.values()):
         experiment = load_run(str(workdir), list(bindings))
         if restore.data_identity(workdir)["vocabularies"] != prepared.manifest["vocabularies"]:
-            raise restore.UnfitModelsError(
+            raise UserError(
                 f"{workdir} has other vocabularies than the data in {prepared.directory}: label "
                 "with models that were trained on these data"
             )
         directions = tuple(way for way, where in workdirs.items() if where == workdir)
         if missing := [way for way in directions if way not in experiment.streams.writers]:
-            raise restore.UnfitModelsError(f"{workdir} does not write {missing[0]}")
+            raise UserError(f"{workdir} does not write {missing[0]}")
         generator, step = restore.restore_generator(str(workdir), experiment, checkpoint)
         identity = {
             "directions": directions,

@@ -9,6 +9,7 @@ import jax
 
 from bidi.data.sources import DataError
 from bidi.data.vocabulary import Vocabulary
+from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, load_run
@@ -16,10 +17,6 @@ from bidi.files import Name, path_of
 from bidi.models.model import Model
 from bidi.search.config import SearchConfig
 from bidi.training.checkpoints import Checkpoints
-
-
-class UnfitModelsError(ValueError):
-    """The models given cannot work together, or not in the way that was asked for."""
 
 
 def restore_generator(
@@ -73,7 +70,7 @@ def load_system(
 
     Raises:
         FileNotFoundError: there is no such workdir or checkpoint.
-        UnfitModelsError: the models' vocabularies differ, the search is none that the partner can
+        UserError: the models' vocabularies differ, the search is none that the partner can
             do, agreement is asked for and there is one score of an output alone, or scores with
             interaction of a model without it.
     """
@@ -82,7 +79,7 @@ def load_system(
     if partner_workdir:
         first, second = (data_identity(path)["vocabularies"] for path in (workdir, partner_workdir))
         if first != second:
-            raise UnfitModelsError(
+            raise UserError(
                 f"--partner_workdir={partner_workdir} has other vocabularies than "
                 f"--workdir={workdir}: train both on the same prepared data"
             )
@@ -112,7 +109,7 @@ def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) 
     try:
         search.make_coupling(len(partner.streams.directions))
     except ValueError as error:
-        raise UnfitModelsError(
+        raise UserError(
             f"--partner_workdir={workdir} is searched with its own coupling and otherwise with "
             f"--workdir's settings: {error}"
         ) from None
@@ -122,14 +119,14 @@ def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) 
 def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], interact: bool) -> None:
     names = generators[0].score_names
     if len(generators) == 1 and len(names) == 1:
-        raise UnfitModelsError(
+        raise UserError(
             f"agreement needs two scores of an output, but the model of --workdir={workdirs[0]} "
             f"gives one, {names[0]}: use a model of both directions, or a second model "
             "(--partner_workdir)"
         )
     for workdir, generator in zip(workdirs, generators, strict=True):
         if interact and not generator.interacts:
-            raise UnfitModelsError(
+            raise UserError(
                 f"Agreement.interact = True, but the streams of {workdir} do not read each other: "
                 "leave it False for models without interaction"
             )
@@ -153,8 +150,6 @@ def _step(checkpoints: Checkpoints, checkpoint: str) -> int:
     if checkpoint not in by_name and not checkpoint.isdecimal():
         raise FileNotFoundError(f"--checkpoint={checkpoint} is none of best, latest or a step")
     step = by_name[checkpoint] if checkpoint in by_name else int(checkpoint)
-    # A run stopped before its first validation has a newest checkpoint but no best one.
-    step = checkpoints.latest_step() if checkpoint == "best" and step is None else step
     if step not in steps:
         raise FileNotFoundError(
             f"{checkpoints.directory} has no checkpoint {checkpoint!r}; it has {steps or 'none'}"

@@ -20,6 +20,7 @@ import numpy as np
 
 from bidi.data.streams import Direction
 from bidi.data.vocabulary import Vocabulary
+from bidi.errors import UserError
 from bidi.experiment import Experiment
 from bidi.interchange.tensors import Tensors, named_tensors
 from bidi.tokens import EOS, FIRST_TEXT_ID, PAD, UNK
@@ -30,10 +31,6 @@ ARCHITECTURES = {
     "post": ("marian", "MarianMTModel"),
     "pre": ("pegasus", "PegasusForConditionalGeneration"),
 }
-
-
-class NotExportableError(ValueError):
-    """The model is none that the format can hold."""
 
 
 def export_files(
@@ -53,19 +50,19 @@ def export_files(
         direction: which of the model's streams.
 
     Raises:
-        NotExportableError: the streams read each other, or there is a `CopyPrior`.
+        UserError: the streams read each other, or there is a `CopyPrior`.
         ConfigError: it is no Transformer.
         ModuleNotFoundError: the package safetensors is missing.
     """
     model = experiment.transformer
     if model.interaction != "none":
-        raise NotExportableError(
+        raise UserError(
             f"the directions of this model read each other (Transformer.interaction = "
             f"{model.interaction!r}), which transformers has no model for: export one "
             "that was trained with 'none'"
         )
     if model.copy_prior:
-        raise NotExportableError(
+        raise UserError(
             "this model adds a prior of its source's words (Transformer.copy_prior = True), which "
             "transformers has no model for: export one that was trained without"
         )

@@ -16,6 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from bidi import distributed
+from bidi.errors import UserError
 from bidi.files import absolute, in_bucket, matching, move_directory, remove
 from bidi.training.step import TrainState
 
@@ -27,7 +28,7 @@ _CHECKSUMS = "checksums"
 _COMMITTED = "commit_success.txt"
 
 
-class FailedSaveError(RuntimeError):
+class FailedSaveError(UserError):
     """A checkpoint cannot be written; those before it stand."""
 
 
@@ -35,11 +36,7 @@ class NoRoomError(FailedSaveError):
     """Before anything of it was written; each of several processes knows."""
 
 
-class UnreadableError(RuntimeError):
-    """There are checkpoints, and none can be read."""
-
-
-class ProcessesError(ValueError):
+class ProcessesError(UserError):
     """The checkpoint holds the places in the data of another number of processes."""
 
 
@@ -158,7 +155,7 @@ class Checkpoints:
 
         Raises:
             ProcessesError: it was saved by another number of processes.
-            UnreadableError: there are checkpoints, and none can be read.
+            UserError: there are checkpoints, and none can be read.
         """
         self.wait()  # what is being saved here is not what was left
         distributed.from_first(self._remove_unfinished)
@@ -182,14 +179,16 @@ class Checkpoints:
             self._manager.reload()
             return restored
         if failures:
-            raise UnreadableError(
+            raise UserError(
                 f"None of the checkpoints in {self.directory} can be read:\n" + "\n".join(failures)
             )
         return None
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss, None where there is none."""
-        return self._manager.best_step()
+        """The step with the lowest validation loss; where none was validated, the newest."""
+        # A run may be stopped before its first validation.
+        best: int | None = self._manager.best_step()
+        return self.latest_step() if best is None else best
 
     def latest_step(self) -> int | None:
         """The newest step, None where there is none."""

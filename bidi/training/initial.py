@@ -39,7 +39,7 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
         )
     checkpoints = Checkpoints(path, keep=1)
     try:
-        step = checkpoints.best_step() or checkpoints.latest_step()
+        step = checkpoints.best_step()
         if step is None:
             raise FileNotFoundError(f"{named} has no checkpoint yet: train it first")
         restored = checkpoints.restore_params(step, params)

@@ -9,16 +9,13 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
+from bidi.errors import UserError
 from bidi.files import in_bucket, lock, on_disk
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
 _NOTHING_KEEPS_OUT = "nothing keeps a second run out: see that there is none, or both will spoil it"
-
-
-class InUseError(RuntimeError):
-    """Another run is at work in the workdir."""
 
 
 @contextlib.contextmanager
@@ -32,7 +29,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     In a bucket there are no locks, nor on some file systems: it says so, and keeps nobody out.
 
     Raises:
-        InUseError: another process holds it.
+        UserError: another process holds it.
     """
     if jax.process_index():
         yield
@@ -48,7 +45,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
                 log.warning("%s has no locks: %s", workdir, _NOTHING_KEEPS_OUT)
         except BlockingIOError as error:
             held.seek(0)
-            raise InUseError(
+            raise UserError(
                 f"another run is at work in {workdir} ({held.read() or 'it has just started'}): "
                 "wait for it or stop it, or choose another --workdir"
             ) from error

@@ -26,6 +26,7 @@ from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
+from bidi.errors import UserError
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.files import PathError, absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
@@ -35,12 +36,10 @@ from bidi.training.checkpoints import (
     Checkpoints,
     FailedSaveError,
     NoRoomError,
-    ProcessesError,
-    UnreadableError,
 )
 from bidi.training.initial import initial_params
-from bidi.training.lock import InUseError, locked
-from bidi.training.report import Reporter, SilentReporter, TrainMeter, means
+from bidi.training.lock import locked
+from bidi.training.report import NotFiniteError, Reporter, SilentReporter, TrainMeter, means
 from bidi.training.step import Suspects, TrainState
 from bidi.training.stop import StopOnSignal
 
@@ -71,12 +70,8 @@ _FREE_TRAINING = (
 )
 
 
-class CannotResumeError(ValueError):
+class CannotResumeError(UserError):
     """The workdir holds a run that this experiment cannot go on with."""
-
-
-# What `train` raises that is no fault of the program.
-ERRORS = (CannotResumeError, InUseError, UnreadableError, FailedSaveError, FloatingPointError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +95,8 @@ def train(experiment: Experiment, workdir: epath.Path, stop: StopOnSignal | None
     Raises:
         ConfigError: updates would change nothing, or devices, rows or model do not fit together.
         CannotResumeError: the workdir holds another run.
-        InUseError: another run is at work in it.
-        FloatingPointError: the loss is no number any more; names the update, its examples if they
+        UserError: another run is at work in it.
+        NotFiniteError: the loss is no number any more; names the update, its examples if they
             are why, and what to go back to.
         FailedSaveError: a checkpoint cannot be written; names the one before.
         PathError: checkpoints there could not be read.
@@ -240,7 +235,7 @@ class _Run:
                     jax.block_until_ready(metrics)
                     log.info("Compiled %d programs in %.1f s", compiled.count, compiled.seconds)
                     meter.restart_clock()
-        except FloatingPointError as error:
+        except NotFiniteError as error:
             raise self._with_advice(error) from None
         finally:
             reporter.close()
@@ -249,10 +244,7 @@ class _Run:
 
     def _start(self) -> tuple[TrainState, int]:
         """The newest checkpoint's state, else a fresh one; updates just skipped before it."""
-        try:
-            restored = self.checkpoints.restore_latest(self.partitioner.shapes(), self.data)
-        except ProcessesError as error:
-            raise CannotResumeError(str(error)) from None
+        restored = self.checkpoints.restore_latest(self.partitioner.shapes(), self.data)
         if restored is None:
             state = self.partitioner.init(self.rng)
             if self.config.initialize_from:
@@ -278,7 +270,7 @@ class _Run:
         row = means(jax.device_get(sums), self.experiment.streams.directions, "validation")
         loss = row["validation/loss"]
         if not math.isfinite(loss):
-            raise FloatingPointError(f"step {step}: loss on the validation split {loss}")
+            raise NotFiniteError(f"step {step}: loss on the validation split {loss}")
         reporter.write(step, row)
         return loss
 
@@ -329,8 +321,8 @@ class _Run:
         good = self.checkpoints.latest_step()
         return f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
 
-    def _with_advice(self, error: FloatingPointError) -> FloatingPointError:
-        return FloatingPointError(
+    def _with_advice(self, error: NotFiniteError) -> NotFiniteError:
+        return NotFiniteError(
             f"{error}; {self._last_good()} in {self.checkpoints.directory}. Take such examples out "
             "of the data, or let Training.skip_nonfinite leave out some updates; else lower "
             "Optimizer.learning_rate or Optimizer.clip_norm, in a new workdir."

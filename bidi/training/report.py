@@ -18,6 +18,7 @@ import tensorboardX
 from etils import epath
 from tensorboardX import record_writer
 
+from bidi.errors import UserError
 from bidi.files import GrowingFile, path_of, write_whole
 from bidi.progress import progress_bar
 from bidi.training.loss import LossSums
@@ -34,7 +35,6 @@ _SHOWN = {
     "milliseconds_per_update": "ms/update",
 }
 
-
 # tensorboardX asks us for files in directories that begin with this. By its own files a full disk
 # would stop the thread that writes, and then, without a word, the run that waits for it.
 _SCHEME = "bidi"
@@ -49,6 +49,10 @@ class _TensorboardFiles:
 
 
 record_writer.register_writer_factory(_SCHEME, _TensorboardFiles())
+
+
+class NotFiniteError(UserError):
+    """A loss or a gradient is no finite number."""
 
 
 def means(sums: LossSums, directions: Sequence[str], prefix: str) -> dict[str, float]:
@@ -168,7 +172,7 @@ class TrainMeter:
         """Reads what is pending.
 
         Raises:
-            FloatingPointError: the loss or the gradient is no finite number, in more updates in a
+            NotFiniteError: the loss or the gradient is no finite number, in more updates in a
                 row than may be skipped.
         """
         if self._pending is None:
@@ -200,7 +204,7 @@ class TrainMeter:
             return
         if self._skip:
             what += f"; {self._skip} updates in a row before it were skipped already"
-        raise FloatingPointError(what)
+        raise NotFiniteError(what)
 
     def row(self) -> dict[str, float]:
         """The means since the last row; nothing where there were no updates."""

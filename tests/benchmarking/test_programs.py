@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bidi.benchmarking import programs
+from bidi.errors import UserError
 
 STEP = "jit(_fun)/shard_map/while/body/Transformer.decode_step/"
 TEXT = """
@@ -91,5 +92,5 @@ def test_time_goes_where_the_work_is():
 
 def test_a_profiler_that_tells_nothing():
     runs = iter([compiled_anew(30)] + 3 * [lambda: np.ones(3)])
-    with pytest.raises(programs.NoTraceError, match="measure without --profile"):
+    with pytest.raises(UserError, match="measure without --profile"):
         programs.time_shares(lambda: next(runs)())

@@ -15,9 +15,9 @@ from bidi.data.partner import Partner
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs, pairs_beside
 from bidi.data.sources import DataError
+from bidi.errors import UserError
 from bidi.evaluation import label as labelling
 from bidi.evaluation.label import label, load_labellers
-from bidi.evaluation.restore import UnfitModelsError
 from tests.trained_run import STEPS
 
 PER_SHARD = 48
@@ -205,13 +205,13 @@ def test_labels_of_another_making_are_refused(undisturbed, prepared, folds, monk
 
 
 def test_models_that_cannot_label_these_data(load, trained, tmp_path):
-    with pytest.raises(UnfitModelsError, match=f"{trained.r2l} does not write l2r"):
+    with pytest.raises(UserError, match=f"{trained.r2l} does not write l2r"):
         load(trained.r2l, trained.both)
     other = shutil.copytree(trained.both, tmp_path / "other")
     data = json.loads((other / "data.json").read_text())
     data["vocabularies"]["source"]["sha256"] = "0"
     (other / "data.json").write_text(json.dumps(data))
-    with pytest.raises(UnfitModelsError, match=f"{other} has other vocabularies than the data in"):
+    with pytest.raises(UserError, match=f"{other} has other vocabularies than the data in"):
         load(other, other)
 
 

@@ -1,5 +1,4 @@
 import json
-import pathlib
 import shutil
 
 import jax
@@ -8,9 +7,9 @@ import pytest
 
 from bidi import experiment
 from bidi.data.sources import DataError
-from bidi.evaluation import restore
+from bidi.errors import UserError
 from bidi.evaluation.found import Tally
-from bidi.evaluation.restore import UnfitModelsError, load_system, restore_generator
+from bidi.evaluation.restore import load_system, restore_generator
 from tests.trained_run import STEPS
 
 
@@ -96,32 +95,13 @@ def test_a_partner_that_cannot_search_so(trained, tmp_path):
     text = text.replace("Transformer.interaction = 'none'", "Transformer.interaction = 'layers'")
     config_file.write_text(text)
     says = f"--partner_workdir={workdir} is searched with its own .*beam_size = 3 is odd"
-    with pytest.raises(UnfitModelsError, match=says):
+    with pytest.raises(UserError, match=says):
         load(trained.l2r, partner=workdir, bindings=["Search.beam_size = 3"])
 
 
 def test_a_partner_is_given_as_many_tokens_at_once(trained):
     system = load(trained.l2r, partner=trained.r2l, bindings=["Evaluation.batch_tokens = 64"])
     assert [one._batching.batch_tokens for one in system.generators] == [64, 64]
-
-
-class Unvalidated:
-    """Checkpoints of a run that was stopped before its first validation."""
-
-    directory = pathlib.Path("somewhere")
-
-    def all_steps(self):
-        return [3, 5]
-
-    def best_step(self):
-        return None
-
-    def latest_step(self):
-        return 5
-
-
-def test_the_best_is_the_newest_where_none_was_validated():
-    assert restore._step(Unvalidated(), "best") == 5
 
 
 @pytest.mark.usefixtures("restore_once")
@@ -144,7 +124,7 @@ def test_who_may_agree(trained):
 
 @pytest.mark.usefixtures("restore_once")
 def test_one_score_alone_is_refused(trained):
-    with pytest.raises(UnfitModelsError, match=r"needs two scores .* gives one, l2r: use a model"):
+    with pytest.raises(UserError, match=r"needs two scores .* gives one, l2r: use a model"):
         load(trained.l2r, bindings=["Agreement.rescore = True"])
 
 
@@ -156,7 +136,7 @@ def test_interaction_is_asked_of_models_that_have_it(trained):
         (trained.both, None, ["Agreement.rescore = True", *interact]),
         (trained.l2r, trained.r2l, interact),
     ):
-        with pytest.raises(UnfitModelsError, match=f"the streams of {workdir} do not read"):
+        with pytest.raises(UserError, match=f"the streams of {workdir} do not read"):
             load(workdir, partner=partner, bindings=bindings)
 
 
@@ -166,7 +146,7 @@ def test_models_of_other_vocabularies_are_refused(trained, tmp_path):
     identity = json.loads((partner / "data.json").read_text())
     identity["vocabularies"]["target"]["sha256"] = "0"
     (partner / "data.json").write_text(json.dumps(identity))
-    with pytest.raises(UnfitModelsError, match=f"{partner} has other vocabularies than"):
+    with pytest.raises(UserError, match=f"{partner} has other vocabularies than"):
         load(trained.l2r, partner=partner)
 
 

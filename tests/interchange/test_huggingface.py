@@ -14,6 +14,7 @@ from bidi.data.partner import GOLD
 from bidi.data.pipeline import BatchConfig
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig, train
+from bidi.errors import UserError
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.experiment import Experiment
 from bidi.interchange import huggingface
@@ -192,12 +193,12 @@ def test_tokenizer_has_our_ids():
 
 @pytest.mark.parametrize("interaction", ["top", "layers"])
 def test_streams_that_read_each_other_are_refused(interaction):
-    with pytest.raises(huggingface.NotExportableError, match=f"'{interaction}'.*trained with 'non"):
+    with pytest.raises(UserError, match=f"'{interaction}'.*trained with 'non"):
         export(make_experiment(interaction=interaction))
 
 
 def test_a_prior_over_the_sources_words_is_refused():
-    with pytest.raises(huggingface.NotExportableError, match=r"Transformer\.copy_prior = True"):
+    with pytest.raises(UserError, match=r"Transformer\.copy_prior = True"):
         export(make_experiment(joint=True, copy_prior=True))
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bidi.errors import UserError
 from bidi.training.checkpoints import (
     Checkpoints,
     FailedSaveError,
-    UnreadableError,
     checksum,
 )
 from bidi.training.step import TrainState
@@ -145,6 +145,12 @@ def test_the_newest_and_the_best_are_kept(run):
         assert checkpoints.latest_step() == 5
 
 
+def test_the_best_is_the_newest_where_none_was_validated(run):
+    run.save(3, 5, losses=[None, None])
+    with run as checkpoints:
+        assert checkpoints.best_step() == 5
+
+
 def test_a_bad_newest_is_kept(run):
     run.save(1, 2, 3, losses=[1.0, 2.0, 9.0])
     assert run.restore() == 3
@@ -266,7 +272,7 @@ def test_all_damaged_is_an_error_that_names_them_and_moves_nothing(run):
     run.save(5, 7)
     for step in (5, 7):
         DAMAGE["parameters truncated"](run.workdir / "checkpoints" / str(step))
-    with pytest.raises(UnreadableError) as caught:
+    with pytest.raises(UserError) as caught:
         run.restore()
     for part in (str(run.workdir / "checkpoints"), "step 5: ", "step 7: "):
         assert part in str(caught.value)
@@ -319,7 +325,7 @@ def test_whatever_is_damaged_no_wrong_state_comes_back(saved, tmp_path_factory, 
             path.write_bytes(content[:place])
         case "delete":
             path.unlink()
-    with contextlib.suppress(UnreadableError):
+    with contextlib.suppress(UserError):
         assert run.restore() in (3, None)  # `restore` compares; None: it was set aside
     shutil.rmtree(run.workdir)
 

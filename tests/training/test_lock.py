@@ -8,8 +8,9 @@ import socket
 import pytest
 from etils import epath
 
+from bidi.errors import UserError
 from bidi.files import PathError, fetched, path_of
-from bidi.training.lock import InUseError, locked
+from bidi.training.lock import locked
 from tests import fake_bucket
 
 
@@ -24,7 +25,7 @@ def test_a_second_run_is_kept_out(tmp_path):
     workdir = epath.Path(tmp_path / "run")
     with (
         locked(workdir),
-        pytest.raises(InUseError, match="another run is at work"),
+        pytest.raises(UserError, match="another run is at work"),
         locked(workdir),
     ):
         pass
