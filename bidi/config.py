@@ -172,6 +172,11 @@ def operative() -> str:
     return _last_load().operative
 
 
+def values() -> dict[str, str]:
+    """The same as name -> literal, macros replaced by values."""
+    return _flat(operative())
+
+
 def describe() -> str:
     """The values that the last `load` used, a line each, with file and line, flag, or `default`."""
     return _last_load().description
@@ -181,10 +186,12 @@ def differences(old_text: str, new_text: str) -> list[Difference]:
     """What changed between two texts of `operative()`, sorted by name, macros replaced by values.
 
     The configs named in the texts need not exist any more. A parameter that the old text lacks is
-    newer than it: its default is taken, which does what was done before.
+    newer than it: its default is taken, which does what was done before. Either may lack one whose
+    default is a config, which `operative` leaves out.
     """
     old, new = _flat(old_text), _flat(new_text)
     old = {name: default for name in new if (default := _default(name))} | old
+    new = {name: default for name in old if (default := _default_config(name))} | new
     return [
         Difference(name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
@@ -371,13 +378,28 @@ def _source(binding: Binding, found: Bindings) -> list[Binding]:
 
 def _default(name: str) -> str | None:
     """The literal of a parameter's default, if it has one."""
+    field = _field(name)
+    if field is None or field.default in (dataclasses.MISSING, gin.REQUIRED):
+        return _default_config(name)
+    return repr(field.default)
+
+
+def _default_config(name: str) -> str | None:
+    """The reference to a parameter's default, if that is a config."""
+    field = _field(name)
+    for selector, configurable in gin.config._REGISTRY.items():
+        if field is not None and configurable.wrapped is field.default_factory:
+            return f"@{selector.rpartition('.')[2]}()"
+    return None
+
+
+def _field(name: str) -> dataclasses.Field | None:
     selector, _, parameter = name.rpartition(".")
     configurable = gin.config._REGISTRY.get_match(selector.rpartition("/")[2])
     if configurable is None or not dataclasses.is_dataclass(configurable.wrapped):
         return None
     fields = {field.name: field for field in dataclasses.fields(configurable.wrapped)}
-    default = fields[parameter].default if parameter in fields else dataclasses.MISSING
-    return None if default in (dataclasses.MISSING, gin.REQUIRED) else repr(default)
+    return fields.get(parameter)
 
 
 def _flat(text: str) -> dict[str, str]:

@@ -7,9 +7,10 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -61,6 +62,8 @@ def initialize() -> None:
     detected = flags.FLAGS.distributed
     if coordinator is None and not detected:
         return
+    if process == 0 and coordinator is not None:
+        _check_free(coordinator)
     _keep_standard_output()
     # jax takes SIGTERM for itself, and only a loop that asks jax for it would ever notice.
     former = signal.getsignal(signal.SIGTERM)
@@ -83,7 +86,25 @@ def initialize() -> None:
     signal.signal(signal.SIGTERM, former)
     if not is_first():
         logging.getLogger("bidi").setLevel(logging.ERROR)
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise ConfigError(
+            f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} "
+            f"devices: all {jax.process_count()} processes must have equally many"
+        )
     log.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+def _check_free(coordinator: str) -> None:
+    """Looks whether process 0 can listen there: jax would end without a word of why."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        # On any of this machine's addresses, as jax does.
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--coordinator={coordinator}: process 0 cannot listen on this port ({error}); end "
+            "what does, or name another"
+        ) from None
 
 
 def _keep_standard_output() -> None:
@@ -164,6 +185,23 @@ def from_first(work: Callable[[], T]) -> T:
     return result
 
 
+def check_alike(values: Mapping[str, Any]) -> None:
+    """Looks whether all processes have the same values: else each would do something of its own.
+
+    Raises:
+        ConfigError: one has others; names it, and one of them.
+    """
+    of_all = allgather(dict(values))
+    first = of_all[0]
+    for process, theirs in enumerate(of_all):
+        for name in sorted(first | theirs):
+            if first.get(name) != theirs.get(name):
+                raise ConfigError(
+                    f"process {process} has {name} = {theirs.get(name)}, process 0 has "
+                    f"{first.get(name)}: start all with the same flags, files and data"
+                )
+
+
 def in_shares(work: Callable[..., Sequence[T]], *items: Sequence[Any]) -> list[T]:
     """`work(*items)`, each process doing its share; all get the whole, in order.
 
@@ -214,11 +252,12 @@ def leave() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends this process with a message and status 1, and soon the others too.
+    """Ends this process with a message, if any, and status 1, and soon the others too.
 
     Not by an ordinary exit: that would wait for the others, which may be waiting for this one.
     """
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     if is_first():
         time.sleep(_LAST_WORDS_SECONDS)
     sys.stdout.flush()

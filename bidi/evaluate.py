@@ -96,6 +96,7 @@ def _with_choice(system: System, kept: epath.Path, prepared: Prepared) -> System
 def _data(models: Trained) -> Prepared:
     """The prepared data; says so where they are none of those that the model was trained on."""
     prepared = Prepared.open(models.experiment.data.directory)
+    prepared.check_alike()
     if data_identity(models.workdir)["fingerprint"] != prepared.manifest["fingerprint"]:
         log.warning(
             "%s was trained on other data than %s holds: what is scored may be among them",

@@ -132,6 +132,7 @@ def build() -> Experiment:
     _check_directions(experiment)
     _check_partner(experiment)
     _check_prior(experiment)
+    _check_unused(experiment)
     return experiment
 
 
@@ -191,6 +192,44 @@ def _check_prior(experiment: Experiment) -> None:
             "output, but Data.target_vocabulary is a vocabulary of its own; leave it out, so that "
             "there is a joint one, or set copy_prior = False"
         )
+
+
+def _check_unused(experiment: Experiment) -> None:
+    """Whether anything was set that nothing would look at."""
+    model, partitioner = experiment.model, experiment.training.partitioner
+    if partitioner != "mesh" and (changed := _changed(experiment.mesh)):
+        raise ValueError(
+            f"Mesh.{changed[0]} = {getattr(experiment.mesh, changed[0])!r} is for "
+            f"Training.partitioner = 'mesh', but it is {partitioner!r}"
+        )
+    if not isinstance(model, TransformerConfig):
+        return
+    if model.own_decoders and experiment.streams.ways != "both":
+        raise ValueError(
+            "Transformer.own_decoders = True gives each of two directions its own, but "
+            f"Streams.ways = {experiment.streams.ways!r}"
+        )
+    changed = [n for n in _changed(model) if n in ("fusion", "fusion_weight", "future_dropout")]
+    if changed and model.interaction == "none":
+        raise ValueError(
+            f"Transformer.{changed[0]} = {getattr(model, changed[0])!r} is for streams that read "
+            "each other, but Transformer.interaction = 'none'"
+        )
+
+
+def _changed(part: MeshConfig | TransformerConfig) -> list[str]:
+    """The fields that are not as they are by themselves; made anew, gin would fill them in too."""
+    fields = dataclasses.fields(part)
+    return [field.name for field in fields if getattr(part, field.name) != field.default]
+
+
+def differences(old_text: str, new_text: str) -> list[config.Difference]:
+    """What differs between the configs of two experiments; of two models, only which they are."""
+    found = config.differences(old_text, new_text)
+    if not any(difference.name == "Experiment.model" for difference in found):
+        return found
+    shapes = (f"{TransformerConfig.name}.", f"{RecurrentConfig.name}.")
+    return [difference for difference in found if not difference.name.startswith(shapes)]
 
 
 def load_run(workdir: str, bindings: list[str]) -> Experiment:

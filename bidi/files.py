@@ -220,6 +220,8 @@ def fetched(path: epath.Path) -> pathlib.Path:
     about = path.stat()
     key = hashlib.sha256(f"{path} {about.length} {about.mtime}".encode()).hexdigest()[:20]
     cache = pathlib.Path(os.environ.get("BIDI_CACHE") or "~/.cache/bidi").expanduser()
+    if in_bucket(os.environ.get("BIDI_CACHE", "")):
+        raise PathError(f"BIDI_CACHE={os.environ['BIDI_CACHE']}: name a directory of this machine")
     copy = cache / key / path.name
     copy.parent.mkdir(parents=True, exist_ok=True)
     # Of the processes of a machine the first copies and the others wait; the lock ends with it.
@@ -229,14 +231,14 @@ def fetched(path: epath.Path) -> pathlib.Path:
                 f"{cache} is on a file system without locks: name a directory of this machine's "
                 "own disk by $BIDI_CACHE"
             )
-        if not copy.exists():
+        if not copy.exists() or copy.stat().st_size != about.length:
             log.info("Copying %s to %s", path, cache)
             part = copy.with_name("part")
             with path.open("rb") as source, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
             if part.stat().st_size != about.length:
                 raise OSError(f"{path} has {about.length} bytes, of which some did not arrive")
-            part.rename(copy)
+            part.replace(copy)
     return copy
 
 

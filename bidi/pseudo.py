@@ -71,6 +71,7 @@ def _label_only(bindings: list[str]) -> bool:
     if flags.FLAGS.print_config:
         print(config.describe())
         return True
+    verb.check_alike()
     prepared = Prepared.open(loaded.data.directory)
     labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
     with StopOnSignal() as stop:
@@ -96,6 +97,7 @@ def _run_recipe(bindings: list[str]) -> bool:
             "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
         )
     # Before anything is trained: all that can be known to be wrong.
+    verb.check_alike()
     prepared = Prepared.open(loaded.data.directory)
     _check_labellers(recipe, loaded.data.directory, prepared)
     loop.check(loaded, prepared)
@@ -125,6 +127,12 @@ def _check_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> Non
     for file in recipe.labeller_files:
         labeller = _load_labeller(recipe, file, data, fold=0)
         writers += labeller.streams.writers
+        if recipe.folds > 1 and labeller.training.initialize_from:
+            raise ConfigError(
+                f"the labeller {file} of Partner.recipe: Training.initialize_from = "
+                f"{labeller.training.initialize_from!r}, which may have seen what it shall label: "
+                "leave it out, or set Pseudo.folds = 1"
+            )
         with _naming(file):
             loop.check(labeller, prepared)
     if sorted(writers) != ["l2r", "r2l"]:

@@ -24,6 +24,7 @@ def main(bindings: list[str]) -> None:
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: where shall the run live?")
+    verb.check_alike()
     outcome = loop.train(loaded, path_of(_WORKDIR.value))
     if not outcome.finished and distributed.is_first():
         print(

@@ -5,7 +5,7 @@ import dataclasses
 from absl import flags
 from etils import epath
 
-from bidi import config, experiment
+from bidi import config, distributed, experiment, verb
 from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.restore import load_system
@@ -58,6 +58,9 @@ def load(bindings: list[str]) -> Trained | None:
     if flags.FLAGS.print_config:
         print(config.describe())
         return None
+    verb.check_alike()
     text = config.operative()
     system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
+    # Beside a run that goes on, one may find a newer checkpoint than another.
+    distributed.check_alike({"a checkpoint of step": system.steps})
     return Trained(workdir, loaded, text, _CHECKPOINT.value, system)

@@ -144,7 +144,14 @@ def _record(
 
 def _with_n_best(system: System, n_best: int) -> System:
     """A search that gives so many outputs a source, if both directions give their best."""
-    if n_best == 1 or system.rescores:
+    if n_best == 1:
+        return system
+    if system.rescores:
+        if n_best > system.candidates:
+            raise UserError(
+                f"--n_best={n_best}, but agreement chooses among {system.candidates} outputs: "
+                "raise --gin.Agreement.n_best, and run bidi.evaluate with it"
+            )
         return system
     streams = system.generators[0].streams
     hypotheses = system.search.make_coupling(len(streams.directions)).hypotheses

@@ -28,6 +28,23 @@ USER_ERRORS = (
     ModuleNotFoundError,
 )
 
+# A file system that is read-only or gone, and paths that are none.
+_UNFIT = {errno.EROFS, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG}
+
+# Where things lie, which may have another name on another machine.
+_PLACES = {
+    "Data.directory",
+    "ParallelText.source",
+    "ParallelText.target",
+    "Partner.directory",
+    "Tfds.data_dir",
+    "Training.initialize_from",
+}
+_FLAGS_OF_ONE = {
+    *("process", "coordinator", "gin_file", "input", "output"),
+    *("workdir", "partner_workdir", "l2r_workdir", "r2l_workdir"),
+}
+
 # The libraries that write records and checkpoints say it by errors of other kinds, in these words.
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
@@ -60,6 +77,8 @@ def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False
         except BaseException as error:
             advice = _advice(error)
             if distributed.joined():
+                if isinstance(error, SystemExit):  # it has said what it had to
+                    distributed.fail("")
                 distributed.fail(f"{name}: {advice}" if advice else traceback.format_exc())
             if advice is None:
                 raise
@@ -71,6 +90,8 @@ def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False
 def _advice(error: BaseException) -> str | None:
     """What is said of an error in place of a traceback; None of a fault of ours."""
     if isinstance(error, USER_ERRORS):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _UNFIT:
         return str(error)
     if any(words in str(error) for words in _FULL):
         return f"{error}; make room there, then run the same command again"
@@ -104,6 +125,21 @@ def check_output(output: str | None) -> None:
     """
     if output and not can_hold(path_of(output).parent):
         raise UserError(f"--output={output}: there is no such directory, make it first")
+
+
+def check_alike() -> None:
+    """Looks whether all processes were started with the same settings, flags and files.
+
+    Raises:
+        ConfigError: see `distributed.check_alike`.
+    """
+    settings = {name: value for name, value in config.values().items() if name not in _PLACES}
+    shared = {
+        f"--{name}": str(flags.FLAGS[name].value)
+        for name in flags.FLAGS
+        if name not in _FLAGS_OF_ONE
+    }
+    distributed.check_alike(settings | shared)
 
 
 def gin_files() -> list[str]:

@@ -4,7 +4,7 @@
 #   bash launch/local.sh [--dry_run] [--logs=DIR] N -- python -m bidi.train --gin_file=... ...
 #
 # Each process gets its share of the virtual devices. Process 0 keeps the terminal; what the others
-# say goes to DIR/process-I.log, by default in runs/logs/. If one fails, all are stopped, and its status
+# say goes to DIR/process-I.log, by default in runs/logs/PORT/. If one fails, all are stopped, and its status
 # is the script's. Ctrl-C and SIGTERM are passed on: training saves, then stops. --dry_run prints the
 # commands. An accelerator needs none of this: there one process works on all of a machine's devices.
 set -euo pipefail
@@ -14,7 +14,7 @@ fail() {
   exit 2
 }
 
-dry_run=false logs=runs/logs count=
+dry_run=false logs='' count=
 while (($#)); do
   case $1 in
     --help | -h)
@@ -54,6 +54,8 @@ port=
 until [[ -n "$port" ]] && ! (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
   port=$((20000 + RANDOM % 12000)) # below those that systems give out by themselves
 done
+
+logs=${logs:-runs/logs/$port} # of its own: another may run here
 
 command_of() { # the words of process $1, in the array `words`
   words=("${command[@]}" "--coordinator=127.0.0.1:$port" "--processes=$count" "--process=$1")

@@ -140,12 +140,15 @@ python -m pip install --disable-pip-version-check --no-input --quiet 'jax[tpu]'"
     rm -r "$(dirname "$archive")"
 }
 
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
 train() {
   local options
   printf -v options ' %q' "${train_options[@]}"
   # The terminal shows all workers; one that is started again finds its checkpoints.
   on_all_workers "cd bidi && source launch/environment.sh && \
-exec python -m bidi.train --distributed$options"
+exec python -m bidi.train --distributed$options" | tee "$log"
 }
 
 # Whether the machine was taken away; the API may say so later than its workers fall silent.
@@ -163,7 +166,7 @@ is_gone() {
 install_patiently() { install || { sleep 30 && install; }; }
 
 run() {
-  local try step failed
+  local try step failed outcome
   for ((try = 1; try <= tries; try++)); do
     failed=''
     for step in create install_patiently train; do
@@ -172,12 +175,17 @@ run() {
         break
       }
     done
+    outcome="$failed failed"
     if [[ -z "$failed" ]]; then
-      [[ -z "$delete" ]] || tpu delete "$name"
-      return
+      # Before a machine is taken away, training is asked to stop, saves, and ends well.
+      grep -q 'Stopped at step [0-9]' "$log" || {
+        [[ -z "$delete" ]] || tpu delete "$name"
+        return
+      }
+      outcome='training was stopped'
     fi
     # A fault of the run is no preemption: it would come again.
-    is_gone || fail "$failed failed, and $name is still there, and costs: see above"
+    is_gone || fail "$outcome, and $name is still there, and costs: see above"
     echo "launch/tpu_vm.sh: $name is gone after try $try of $tries: again in a minute" >&2
     sleep 60
   done

@@ -180,6 +180,11 @@ def test_data_are_complete_or_have_no_manifest(trained, monkeypatch):
         Prepared.open(str(directory))
     (directory / "pairs" / "train-00009-of-00010.array_record").write_text("of the stopped run")
     monkeypatch.setattr(prepare, "upload_directory", upload)
+    (directory / "notes" / "mine.txt").write_text("dear")
+    with pytest.raises(DataError, match=r"holds more than prepared data: notes\. Move that"):
+        prepare.prepare(loaded)
+    assert (directory / "notes" / "mine.txt").read_text() == "dear"
+    (directory / "notes" / "mine.txt").unlink()
     manifest = prepare.prepare(loaded)
     assert len(Prepared.open(str(directory)).pairs("train")) == manifest["splits"]["train"]["pairs"]
     names = [path.name for path in directory.iterdir()]
@@ -189,7 +194,9 @@ def test_data_are_complete_or_have_no_manifest(trained, monkeypatch):
     (shard,) = matching(directory / "pairs", "train-*")
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=f"{shard} is damaged"):
+    with pytest.raises(
+        DataError, match=f"{shard} is damaged, .*: delete its copy here, /.*, run py"
+    ):
         Prepared.open(str(directory)).pairs("train")
     assert prepare.prepare(loaded) == manifest
     assert shard.read_bytes() == whole

@@ -363,6 +363,20 @@ def test_a_parameter_that_came_later_had_its_default():
     assert gone == ["Search.alpha", "Search.min_length", "Streams.layout"]
 
 
+def test_a_config_that_is_written_out_is_the_default():
+    plain = "Data.directory = 'x'\n"
+    for name, default in (
+        ("Data.source_vocabulary", "Vocabulary"),
+        ("Experiment.model", "Transformer"),
+    ):
+        written = f"{plain}{name} = @{default}()\n"
+        assert config.differences(plain, written) == config.differences(written, plain) == []
+    other = f"{plain}Experiment.model = @Recurrent()\n"
+    assert config.differences(other, plain) == [
+        config.Difference("Experiment.model", "@Recurrent()", "@Transformer()")
+    ]
+
+
 def test_nothing_is_told_before_a_load(monkeypatch):
     monkeypatch.setattr(config, "_loaded", None)
     for ask in (config.operative, config.describe):

@@ -215,10 +215,14 @@ def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, undisturb
     assert f"from step {step}" in run.outputs[0]
     assert run.checkpoints()[-1] < STEPS
 
-    step = run.checkpoints()[-1]
+    # What only one of them reads is damaged: both take the checkpoint before.
+    *_, before, newest = run.checkpoints()
+    place = run.workdir / "checkpoints" / str(newest) / "data" / "process_1-of-2.json"
+    place.write_text(place.read_text()[:-9])
     run = Training(tiny, run.workdir)
     assert run.finish() == [0, 0], run.outputs
-    assert f"from step {step}" in run.outputs[0]
+    assert f"Checkpoint of step {newest}: JSONDecodeError" in run.outputs[0]
+    assert f"from step {before}" in run.outputs[0]
     assert rows(run.workdir) == rows(undisturbed)
     assert_trees_equal(saved(run.workdir, STEPS), saved(undisturbed, STEPS))
 
@@ -333,6 +337,13 @@ def test_what_the_first_cannot_do_all_refuse(seen):
         assert "none" in one["unreadable"]
 
 
+def test_processes_that_were_started_otherwise_are_refused(seen):
+    for one in seen[0]:
+        assert one["alike"] is None
+        assert one["unlike"].startswith("process 1 has seed = 1, process 0 has 0: start all with")
+        assert "process 1 has Search.beam_size = 5, process 0 has 4" in one["other flags"]
+
+
 def test_parameters_are_those_of_one_process(seen):
     expected = two_processes.train(two_processes.make_pmap(devices=4))
     for one in seen[0]:
@@ -372,6 +383,13 @@ def test_searches_give_what_one_process_gives(seen, trained, tmp_path, restore_o
     assert ours == theirs
 
 
+@pytest.fixture
+def its_flags():
+    distributed.define_flags()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -382,13 +400,30 @@ def test_searches_give_what_one_process_gives(seen, trained, tmp_path, restore_o
         ({"distributed": True, "process": 0}, "leave out the one or the others"),
     ],
 )
+@pytest.mark.usefixtures("its_flags")
 def test_flags_that_do_not_fit(values, message):
-    distributed.define_flags()
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
     with flagsaver.flagsaver(**values), pytest.raises(ConfigError, match=message):
         distributed.initialize()
     assert not distributed.joined()
+
+
+@pytest.mark.usefixtures("its_flags")
+def test_process_0_must_be_able_to_listen():
+    with socket.create_server(("", 0)) as taken:
+        values = {"coordinator": f"localhost:{taken.getsockname()[1]}", "processes": 2}
+        with flagsaver.flagsaver(process=0, **values), pytest.raises(ConfigError, match="cannot l"):
+            distributed.initialize()
+
+
+@pytest.mark.usefixtures("its_flags")
+def test_all_must_have_equally_many_devices(monkeypatch):
+    for name, result in (("initialize", None), ("is_initialized", True)):
+        monkeypatch.setattr(jax.distributed, name, lambda *_, result=result, **__: result)
+    monkeypatch.setattr(distributed, "_keep_standard_output", lambda: None)
+    monkeypatch.setattr(jax, "local_device_count", lambda: jax.device_count() - 1)
+    values = {"coordinator": "localhost:80", "processes": 2, "process": 1}
+    with flagsaver.flagsaver(**values), pytest.raises(ConfigError, match="must have equally many"):
+        distributed.initialize()
 
 
 def local(*arguments):

@@ -186,6 +186,21 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             r"Transformer\.interaction = 'none': nothing uses it: no Transformer is built",
         ),
         (BOTH, ["Experiment.model = @Recurrent"], r"write \(\) after the reference"),
+        (
+            BOTH,
+            ["Mesh.fsdp = 8"],
+            r"Mesh\.fsdp = 8 is for Training\.partitioner = 'mesh', but it is",
+        ),
+        (
+            BOTH,
+            ["Transformer.fusion = 'gate'"],
+            r"Transformer\.fusion = 'gate' is for streams that read each other",
+        ),
+        (
+            LEFT,
+            ["Transformer.own_decoders = True"],
+            r"own_decoders = True gives each of two directions its own, but Streams\.ways = 'l2r'",
+        ),
         (BOTH, ["Transformer.heads = 3"], r"Transformer\.model_size = 128 is no multiple"),
         (
             BOTH,

@@ -1,16 +1,19 @@
 """Files under a full disk, and in buckets."""
 
 import concurrent.futures
+import errno
 import importlib.util
 import io
+import os
 import pathlib
 import sys
 import time
 
 import pytest
 
-from bidi import verb
+from bidi import distributed, verb
 from bidi.data.sources import expand
+from bidi.errors import UserError
 from bidi.files import (
     GrowingFile,
     PathError,
@@ -73,6 +76,36 @@ def test_a_full_disk_is_said_in_a_line(error, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["verb", "--gin.A=1"])
     with pytest.raises(RuntimeError, match="A = 1"):
         verb.run("bidi.verb", main)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENAMETOOLONG])
+def test_a_place_that_is_unfit_is_said_in_a_line(number, monkeypatch):
+    def main(bindings):
+        raise OSError(number, os.strerror(number), "out")
+
+    monkeypatch.setattr(verb, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    with pytest.raises(SystemExit, match=rf"bidi\.verb: .*{os.strerror(number)}: 'out'"):
+        verb.run("bidi.verb", main)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(SystemExit(1), ""), (UserError("no"), "bidi.verb: no")]
+)
+def test_one_of_several_processes_ends_without_waiting(error, says, monkeypatch):
+    """One that has said what it had to, as where a pipe is closed, says no more."""
+
+    def main(bindings):
+        raise error
+
+    ended = []
+    monkeypatch.setattr(distributed, "joined", lambda: True)
+    monkeypatch.setattr(distributed, "fail", lambda text: ended.append(text) or os._exit)
+    monkeypatch.setattr(verb, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    with pytest.raises(SystemExit):
+        verb.run("bidi.verb", main)
+    assert ended[0] == says
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
@@ -192,7 +225,18 @@ def test_a_copy_that_was_stopped_is_made_again(bucket, monkeypatch):
         patch.setattr(type(path), "open", lambda self, mode: io.BytesIO(b"who"))
         with pytest.raises(OSError, match="some did not arrive"):
             fetched(path)
+    copy = fetched(path)
+    assert copy.read_bytes() == b"whole"
+    # Cut off later.
+    copy.write_bytes(b"who")
     assert fetched(path).read_bytes() == b"whole"
+
+
+def test_copies_are_kept_on_this_machine(bucket, monkeypatch):
+    (bucket / "shard").write_bytes(b"whole")
+    monkeypatch.setenv("BIDI_CACHE", "gs://bucket/cache")
+    with pytest.raises(PathError, match="BIDI_CACHE=gs://bucket/cache: name a directory of this"):
+        fetched(bucket / "shard")
 
 
 def test_a_directory_in_a_bucket_is_known_by_its_last_file(bucket, tmp_path, monkeypatch):

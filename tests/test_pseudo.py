@@ -301,6 +301,12 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
             ConfigError,
             r"Pseudo\.labeller_files = .* write l2r: name one model of both directions, or one for",
         ),
+        (
+            ["RECIPE", "--workdir=x"],
+            ["Pseudo.labeller_bindings = (\"Training.initialize_from = 'x'\",)"],
+            ConfigError,
+            r"the labeller .*run\.gin .*initialize_from = 'x', which may have seen what it shall",
+        ),
         (["GOLD", "--workdir=x"], [], UserError, r"Partner\.recipe is not set"),
         # Said before anything is trained.
         (

@@ -188,6 +188,18 @@ def test_more_than_the_search_keeps_is_refused(translate):
         translate("--n_best=9", stdin=b"abc\n")
 
 
+def test_more_than_agreement_chooses_among_is_refused(translate, trained, agreement):
+    with pytest.raises(
+        UserError, match=r"--n_best=9, but agreement chooses among 8 outputs: raise"
+    ):
+        translate(
+            *["--n_best=9"],
+            stdin=b"abc\n",
+            workdir=agreement(trained.both, None),
+            bindings=["Agreement.rescore = True"],
+        )
+
+
 def test_json_says_what_each_direction_wrote(translate, system, texts):
     records = list(map(json.loads, translate("--json", "--n_best=3", stdin=encode(SOURCES))))
     assert [record["source"] for record in records] == SOURCES

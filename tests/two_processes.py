@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 from bidi import config, distributed, experiment, verb
 from bidi import evaluate as evaluate_verb
 from bidi import translate as translate_verb
+from bidi.config import ConfigError
 from bidi.data.partner import Partner
 from bidi.data.sources import DataError
 from bidi.errors import UserError
@@ -108,6 +109,8 @@ def see(directory):
         "shares": [distributed.in_shares(double, range(n), "abcdefg"[:n]) for n in (0, 1, 2, 7)],
         "votes": [votes.any(me == 1 and number == 2) for number in range(5)],
         "error": error_of(loop.CannotResumeError, distributed.from_first, fail_in_the_first),
+        "alike": distributed.check_alike({"steps": 3, "seed": 1}),
+        "unlike": error_of(ConfigError, distributed.check_alike, {"steps": 3, "seed": me}),
         "trained": train(make_pmap()),
         "refused": error_of(loop.CannotResumeError, loop.train, other, both),
         "unreadable": error_of(
@@ -117,6 +120,14 @@ def see(directory):
             [],
             workdir=str(both),
             input=str(directory / "none"),
+        ),
+        "other flags": error_of(
+            ConfigError,
+            run_verb,
+            translate_verb,
+            [f"Search.beam_size = {4 + me}"],
+            workdir=str(both),
+            input=str(directory / "source"),
         ),
         "printed": run_verbs(directory),
     }

@@ -206,6 +206,7 @@ def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, A
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if in_bucket(directory) and (directory / _UNFINISHED).exists():
+        _check_foreign(directory, "a run was stopped while it copied there")
         log.info("preparing %s anew: a run was stopped while it copied there", directory)
         return None
     if not (directory / MANIFEST).is_file():
@@ -219,16 +220,15 @@ def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, A
             "or delete this one to prepare it anew"
         )
     if damage := _damage(directory, manifest):
-        _check_foreign(directory, manifest, damage)
+        _check_foreign(directory, damage)
         log.warning("%s is prepared again: %s", directory, damage)
         return None
     return manifest
 
 
-def _check_foreign(directory: epath.Path, manifest: dict[str, Any], damage: str) -> None:
+def _check_foreign(directory: epath.Path, damage: str) -> None:
     """The whole directory is replaced: what is none of ours must not go with it."""
-    models = {f"{side}.model" for side in manifest["vocabularies"]}
-    ours = {MANIFEST, _LOCK, _UNFINISHED, "pairs", "examples", *models}
+    ours = {MANIFEST, _LOCK, _UNFINISHED, "pairs", "examples", "source.model", "target.model"}
     if foreign := sorted({path.name for path in matching(directory, "*")} - ours):
         raise DataError(
             f"{directory} must be prepared again ({damage}), but holds more than prepared data: "

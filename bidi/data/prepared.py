@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
+from bidi import distributed
 from bidi.data.prepare import FORMAT, MANIFEST, read_manifest
 from bidi.data.records import Records
 from bidi.data.sources import DataError, Example, expand
@@ -149,6 +151,20 @@ class Prepared:
         records = Records([path], _MEND)
         texts = map(msgpack.unpackb, records.__getitems__(range(len(records))))
         return [Example(source, tuple(targets)) for source, targets in texts]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the data are, wherever they lie."""
+        return {key: self.manifest[key] for key in ("fingerprint", "vocabularies")}
+
+    def check_alike(self) -> None:
+        """Looks whether all processes have the same data.
+
+        Raises:
+          ConfigError: See `distributed.check_alike`.
+        """
+        text = json.dumps(self.identity, sort_keys=True)
+        distributed.check_alike({"data": f"{hashlib.sha256(text.encode()).hexdigest()[:12]}..."})
 
     def digest(self, split: str) -> str:
         """SHA-256 of a split's texts and references, those dropped included.

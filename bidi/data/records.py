@@ -10,7 +10,7 @@ from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
 from bidi.data.sources import DataError
-from bidi.files import fetched
+from bidi.files import fetched, in_bucket
 
 _CHUNK = 4096
 
@@ -49,7 +49,8 @@ class Records:
         try:
             return self._source.__getitems__(indices)
         except RuntimeError as error:
-            raise self._damaged(self._file_of(indices), error) from error
+            number = self._file_of(indices)
+            raise self._damaged(self._paths[number], self._files[number], error) from error
 
     def check(self) -> None:
         """Reads all of them.
@@ -66,19 +67,22 @@ class Records:
             count = reader.num_records()
             reader.close()
         except RuntimeError as error:
-            raise self._damaged(path, error) from error
+            raise self._damaged(path, file, error) from error
         return count
 
-    def _file_of(self, indices: Sequence[int]) -> epath.Path:
+    def _file_of(self, indices: Sequence[int]) -> int:
         """That of the first of these records that cannot be read, else of the first."""
         for index in indices:
             try:
                 self._source.__getitems__([index])
             except RuntimeError:
-                return self._paths[bisect.bisect_right(self._ends, index)]
-        return self._paths[bisect.bisect_right(self._ends, indices[0])]
+                return bisect.bisect_right(self._ends, index)
+        return bisect.bisect_right(self._ends, indices[0])
 
-    def _damaged(self, path: epath.Path, error: RuntimeError) -> DataError:
+    def _damaged(self, path: epath.Path, file: os.PathLike[str], error: RuntimeError) -> DataError:
         if os.strerror(errno.EMFILE) in str(error):
             return DataError(f"{path}: too many files are open, raise their limit (ulimit -n)")
-        return DataError(f"{path} is damaged, cut off perhaps ({str(error)[:150]}): {self._remedy}")
+        remedy = self._remedy
+        if in_bucket(path):
+            remedy = f"delete its copy here, {file}, and try again; if that does not help, {remedy}"
+        return DataError(f"{path} is damaged, cut off perhaps ({str(error)[:150]}): {remedy}")

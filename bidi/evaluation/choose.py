@@ -70,8 +70,7 @@ class System:
             self.generators, self.searches, tallies, strict=True
         ):
             if self.rescores:
-                ways = len(generator.streams.directions)
-                config = agreement.search_config(config, self.agreement, ways)
+                config = self._for_candidates(generator, config)
             found.append(generator.search(sources, config, its_tally, winner_only))
         if tally is not None:
             of_all = Tally()
@@ -82,6 +81,17 @@ class System:
             of_all.truncated = max(its_tally.truncated for its_tally in tallies)
             tally.add(of_all)
         return [together(of_models) for of_models in zip(*found, strict=True)]
+
+    @property
+    def candidates(self) -> int:
+        """How many outputs of a source agreement chooses among, if none is found twice."""
+        return sum(
+            len(generator.streams.writers) * self._for_candidates(generator, config).n_best
+            for generator, config in zip(self.generators, self.searches, strict=True)
+        )
+
+    def _for_candidates(self, generator: Generator, config: SearchConfig) -> SearchConfig:
+        return agreement.search_config(config, self.agreement, len(generator.streams.directions))
 
     def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:
         """The outputs of each source without repeats, best first; none for an empty source."""

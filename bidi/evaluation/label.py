@@ -151,6 +151,7 @@ def label(
     Raises:
         DataError: the directory holds other outputs.
     """
+    prepared.check_alike()
     names = [[labeller.workdir for labeller in fold] for fold in labellers]
     about = {"workdirs": names, "provenance": provenance()}
     finished = _begin(directory, _job(prepared, labellers), about, process_index)

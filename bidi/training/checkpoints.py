@@ -5,8 +5,8 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -21,6 +21,8 @@ from bidi.files import absolute, in_bucket, matching, move_directory, remove
 from bidi.training.step import TrainState
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROCESSES = "processes"
 _LOSS = "validation_loss"
@@ -162,16 +164,13 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures = []
         for step in steps:
-            failure = None
-            try:
-                restored = self._restore(step, state, data)
-            except ProcessesError:
-                raise
-            except Exception as error:  # damage shows as errors of many libraries
-                failure = f"step {step}: {type(error).__name__}: {str(error)[:200]}"
-            # What one process cannot read, none goes on with.
-            if failed := [one for one in distributed.allgather(failure) if one]:
-                failures.append(failed[0])
+            # First what each process reads for itself: the rest they read together, and would wait.
+            _, failure = _attempted(functools.partial(self._check_place, step))
+            restored = None
+            if failure is None:
+                restored, failure = _attempted(functools.partial(self._restore, step, state, data))
+            if restored is None:
+                failures.append(f"step {step}: {failure}")
                 log.error("Checkpoint of %s cannot be read; trying the one before", failures[-1])
                 continue
             unreadable = [other for other in steps if other > step]
@@ -268,6 +267,13 @@ class Checkpoints:
         )
         return restored_state, restored["progress"]
 
+    def _check_place(self, step: int) -> None:
+        """Whether this process can read its own place in the data."""
+        process, count = jax.process_index(), jax.process_count()
+        places = self.directory / str(step) / "data"
+        if matching(places, f"process_*-of-{count}.json"):  # else see `_check_processes`
+            json.loads((places / f"process_{process}-of-{count}.json").read_text())
+
     def _check_processes(self, step: int) -> None:
         """Before anything else: places in the data have files by the number of processes."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -308,6 +314,19 @@ class Checkpoints:
             # In a bucket this makes it a checkpoint, and moving it takes a while.
             remove(self.directory / str(step) / _COMMITTED)
             move_directory(self.directory / str(step), aside)
+
+
+def _attempted(read: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What `read` gives, or what it failed of: what one process cannot read, none goes on with."""
+    result = failure = None
+    try:
+        result = read()
+    except ProcessesError:
+        raise
+    except Exception as error:  # damage shows as errors of many libraries
+        failure = f"{type(error).__name__}: {str(error)[:200]}"
+    failures = [one for one in distributed.allgather(failure) if one]
+    return (None, failures[0]) if failures else (result, None)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

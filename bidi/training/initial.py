@@ -8,7 +8,7 @@ from bidi import config as gin_config
 from bidi.config import ConfigError
 from bidi.data.prepared import Prepared
 from bidi.data.sources import expand
-from bidi.experiment import CONFIG_FILE
+from bidi.experiment import CONFIG_FILE, differences
 from bidi.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
 
     Raises:
         FileNotFoundError: it is no workdir, or has no checkpoint.
-        ConfigError: its model has other vocabularies or another shape.
+        ConfigError: its model has other vocabularies, another shape, or other heads.
     """
     path, named = expand(workdir), f"Training.initialize_from = {workdir!r}"
     if not (path / CONFIG_FILE).is_file():
@@ -50,14 +50,17 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
         ) from error
     finally:
         checkpoints.close()
-    log.info("Starting with the parameters of step %d in %s", step, path)
+    others = _other_settings((path / CONFIG_FILE).read_text())
+    log.info("Starting with the parameters of step %d in %s%s", step, path, "".join(others))
+    if heads := [other for other in others if ".heads = " in other]:
+        raise ConfigError(f"{named}: its parameters mean something else here:{heads[0]}")
     return restored
 
 
 def _other_settings(config: str) -> list[str]:
-    """What may be why, a line each."""
+    """By what the model is another one, a line each."""
     return [
         f"\n  {d.name} = {d.old} there, {d.new} here"
-        for d in gin_config.differences(config, gin_config.operative())
+        for d in differences(config, gin_config.operative())
         if d.name.startswith(("Experiment.", "Transformer.", "Recurrent.", "Streams."))
     ]

@@ -27,7 +27,7 @@ from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
 from bidi.errors import UserError
-from bidi.experiment import CONFIG_FILE, Experiment
+from bidi.experiment import CONFIG_FILE, Experiment, differences
 from bidi.files import PathError, absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.tokens import EOS
@@ -108,6 +108,7 @@ def train(experiment: Experiment, workdir: epath.Path, stop: StopOnSignal | None
             "again what it has saved; choose another --workdir"
         )
     prepared = Prepared.open(experiment.data.directory)
+    prepared.check_alike()
     _check_settings(experiment, prepared)
     run = _Run(experiment, prepared, workdir)
     entered = StopOnSignal() if stop is None else contextlib.nullcontext(stop)
@@ -295,7 +296,8 @@ class _Run:
             known_to_all = isinstance(error, NoRoomError) or jax.process_count() == 1
             if not (goes_on and known_to_all):
                 raise FailedSaveError(
-                    f"{error}. Make room there and run the same command again; {self._last_good()}"
+                    f"{error}. Make room there, or mend what it says, and run the same command "
+                    f"again; {self._last_good()}"
                 ) from error
             log.error("%s. Going on; %s", error, self._last_good())
 
@@ -339,13 +341,13 @@ def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> 
     """
     operative = gin_config.operative()
     saved, data = workdir / CONFIG_FILE, workdir / "data.json"
-    identity = {key: prepared.manifest[key] for key in ("fingerprint", "vocabularies")}
+    identity = prepared.identity
     if partner.kind == "pseudo":
         identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
     if saved.exists():
-        differences = gin_config.differences(saved.read_text(), operative)
-        refused = [difference for difference in differences if not _is_free(difference.name)]
-        for difference in differences:
+        changed = differences(saved.read_text(), operative)
+        refused = [difference for difference in changed if not _is_free(difference.name)]
+        for difference in changed:
             log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
         if refused:
             raise CannotResumeError(

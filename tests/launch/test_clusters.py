@@ -146,6 +146,31 @@ def test_a_preempted_machine_is_made_again(tmp_path):
     ]
 
 
+def test_a_run_that_was_asked_to_stop_goes_on_elsewhere(tmp_path):
+    """It saves and ends well; the machine is taken away a moment later."""
+    path = a_machine(tmp_path, ["", "READY", "PREEMPTED", "PREEMPTED"])
+    gcloud = tmp_path / "gcloud"
+    stopped = "echo 'Stopped at step 12 of 500; the same command goes on'"
+    gcloud.write_text(gcloud.read_text().replace("exit 1", stopped))
+    done = call("tpu_vm.sh", "run", "--zone=z", "--delete", "--", *TRAIN, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().split() == [
+        *("list", "create", "scp", "ssh", "ssh", "list", "list"),
+        *("list", "delete", "create", "scp", "ssh", "ssh", "delete"),
+    ]
+    assert "Stopped at step 12" in done.stdout
+
+
+def test_a_run_that_was_stopped_by_hand_keeps_its_machine(tmp_path):
+    path = a_machine(tmp_path, ["READY"] * 20)
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(gcloud.read_text().replace("exit 1", "echo Stopped at step 12 of 500"))
+    done = call("tpu_vm.sh", "run", "--zone=z", "--delete", "--", *TRAIN, PATH=path)
+    assert done.returncode == 2
+    assert "training was stopped, and bidi is still there" in done.stderr
+    assert "delete" not in (tmp_path / "calls").read_text()
+
+
 def test_a_preemption_may_be_told_late(tmp_path):
     path = a_machine(tmp_path, ["", "READY", "READY", "STOPPING", "STOPPING", "PREEMPTED", ""])
     done = call("tpu_vm.sh", "run", "--zone=z", "--", *TRAIN, PATH=path)

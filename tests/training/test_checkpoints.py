@@ -237,7 +237,8 @@ def test_a_damaged_checkpoint_is_said_and_set_aside_and_the_one_before_taken(run
     run.save(3, 5, 7)
     DAMAGE[damage](run.workdir / "checkpoints" / "7")
     assert run.restore() == 5
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    said = [record for record in caplog.records if record.name.startswith("bidi")]
+    assert [record.levelno for record in said] == [logging.ERROR]
     assert "step 7" in caplog.text
     assert (run.workdir / "unreadable-7").is_dir()
     run.save(7)  # training goes on from step 5 and comes to step 7 again

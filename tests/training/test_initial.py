@@ -62,6 +62,27 @@ def test_a_model_of_another_shape(start, trained, bindings, says):
     assert says in str(caught.value)
 
 
+def test_what_arrays_do_not_show_is_said(start, trained, caplog):
+    with pytest.raises(
+        ConfigError, match=r"mean something else here:\n  Transformer\.heads = 2 th"
+    ):
+        start(trained.both, "Transformer.heads = 1")
+    caplog.set_level("INFO")
+    start(trained.both, "Streams.markers = 'tags'")
+    assert "\n  Streams.markers = 'swap' there, 'tags' here" in caplog.text
+
+
+def test_a_model_of_another_kind_is_said_as_one_difference(start, trained, tmp_path):
+    workdir = shutil.copytree(trained.both, tmp_path / "recurrent")
+    text = (workdir / "config.gin").read_text().replace("Transformer.heads = 2", "")
+    (workdir / "config.gin").write_text(f"{text}\nExperiment.model = @Recurrent()\n")
+    with pytest.raises(ConfigError) as caught:
+        start(workdir, "Transformer.model_size = 32")
+    assert str(caught.value).splitlines()[1:] == [
+        "  Experiment.model = @Recurrent() there, @Transformer() here"
+    ]
+
+
 def test_a_model_of_other_data(start, copy):
     data = json.loads((copy / "data.json").read_text())
     data["vocabularies"]["target"]["sha256"] = "0"
