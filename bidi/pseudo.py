@@ -30,6 +30,7 @@ from bidi.evaluation.label import Labellers, label, load_labellers
 from bidi.experiment import Experiment
 from bidi.files import path_of
 from bidi.training import loop
+from bidi.training.lock import locked
 from bidi.training.stop import StopOnSignal
 
 # allow_override: see `bidi.trained`.
@@ -189,7 +190,8 @@ def _label(
     directory: epath.Path, prepared: Prepared, labellers: list[Labellers], stop: StopOnSignal
 ) -> bool:
     processes = jax.process_index(), jax.process_count()
-    return label(directory, prepared, labellers, stop.is_set, *processes)
+    with locked(directory):
+        return label(directory, prepared, labellers, stop.is_set, *processes)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 
 from bidi import config, experiment
 from bidi import pseudo as pseudo_verb
@@ -26,6 +27,7 @@ from bidi.errors import UserError
 from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
+from bidi.training.lock import locked
 from bidi.training.loop import CannotResumeError, Outcome
 from tests import xla_flags
 from tests.test_distributed import free_port
@@ -72,11 +74,11 @@ def run(*arguments, bindings=()):
 
 
 def files(directory):
-    """Every file's content but for what says when and by what commit a run was started."""
+    """Every file's content but for what says by whom, when and by what commit it was made."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("*")
-        if path.is_file() and path.name != "provenance.json"
+        if path.is_file() and path.name not in ("provenance.json", "lock")
     }
 
 
@@ -267,6 +269,14 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
     assert loaded.partner == Partner("pseudo", str(tmp_path / "killed"))
     pairs = loaded.pairs(Prepared.open(str(trained.data)), "train")
     assert len(pairs.__getitems__(range(200))) == 200
+
+
+def test_one_labels_at_a_time(trained, tmp_path):
+    output = epath.Path(tmp_path / "labels")
+    arguments = (f"--l2r_workdir={trained.both}", f"--r2l_workdir={trained.both}")
+    with locked(output), pytest.raises(UserError, match=f"another run is at work in {output} "):
+        run(*arguments, f"--output={output}")
+    assert [path.name for path in output.iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(

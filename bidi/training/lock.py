@@ -1,4 +1,4 @@
-"""A workdir belongs to one run at a time."""
+"""A directory that runs write into belongs to one of them at a time."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ _NOTHING_KEEPS_OUT = "nothing keeps a second run out: see that there is none, or
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Holds a workdir, new or not, while entered.
+    """Holds a workdir or a directory of pseudo outputs, new or not, while entered.
 
     In a run of several processes the first of them holds it for all. The lock ends with its
     process, however that ends: a file that a killed run left behind locks nothing. While it is held
@@ -47,7 +47,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             held.seek(0)
             raise UserError(
                 f"another run is at work in {workdir} ({held.read() or 'it has just started'}): "
-                "wait for it or stop it, or choose another --workdir"
+                "wait for it or stop it, or choose another directory"
             ) from error
         held.truncate(0)
         held.write(f"process {os.getpid()} on {socket.gethostname()}")
