@@ -20,7 +20,6 @@ import sys
 from typing import Any
 
 import jax
-import rich.console
 from absl import flags
 
 from bidi import config, experiment, trained, verb
@@ -54,10 +53,8 @@ _PROFILE = flags.DEFINE_bool("profile", False, "search: also where the devices' 
 
 def train(bindings: list[str]) -> None:
     """Measures updates."""
-    verb.check_output(_OUTPUT.value)
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
+    loaded = _experiment(bindings)
+    if loaded is None:
         return
     if loaded.streams.ways != "both":
         raise UserError(
@@ -73,20 +70,18 @@ def train(bindings: list[str]) -> None:
     report = updates.measure(
         loaded, prepared, CompileMeter(), rounds=_ROUNDS.value, updates=_UPDATES.value
     )
-    tables.print_updates(report, rich.console.Console())
+    tables.print_updates(report, verb.console())
     _write({"updates": _UPDATES.value, **report}, config.operative())
 
 
 def loss(bindings: list[str]) -> None:
     """Measures the loss."""
-    verb.check_output(_OUTPUT.value)
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
+    loaded = _experiment(bindings)
+    if loaded is None:
         return
     _, target = compiled.vocabularies(loaded)
     report = losses.measure(loaded, target.size, CompileMeter(), rounds=_ROUNDS.value)
-    tables.print_loss(report, rich.console.Console())
+    tables.print_loss(report, verb.console())
     _write(report, config.operative())
 
 
@@ -97,26 +92,45 @@ def search(bindings: list[str]) -> None:
         return
     checkpoint = str(models.system.steps[0])
     found = {"model": searches.Model(str(models.workdir), models.experiment, checkpoint)}
+    configs = {"model": models.config}
     if _L2R.value:
-        l2r = experiment.load_run(_L2R.value, [])
-        if l2r.streams.ways != "l2r":
-            raise UserError(
-                f"--l2r_workdir={_L2R.value} has Streams.ways = {l2r.streams.ways!r}: name a run "
-                "of 'l2r'"
-            )
-        _, step = restore.restore_generator(_L2R.value, l2r, "best")
-        found["L2R"] = searches.Model(_L2R.value, l2r, str(step))
+        found["L2R"] = _one_direction(_L2R.value, bindings, models)
+        configs["L2R"] = config.operative()
     prepared = Prepared.open(models.experiment.data.directory)
     beams, sizes = _numbers(_BEAMS), _numbers(_BATCH_TOKENS)
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
     shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
     report = searches.measure(found, sources, beams, sizes, CompileMeter(), rounds=_ROUNDS.value)
     named = {
-        name: {"workdir": one.workdir, "checkpoint": one.checkpoint} for name, one in found.items()
+        name: {"workdir": one.workdir, "checkpoint": one.checkpoint, "config": configs[name]}
+        for name, one in found.items()
     }
     report = {"models": named, "sentences": len(sources), **report, "shares": shares}
-    tables.print_searches(report, rich.console.Console())
+    tables.print_searches(report, verb.console())
     _write(report, models.config)
+
+
+def _one_direction(workdir: str, bindings: list[str], beside: trained.Trained) -> searches.Model:
+    """The model of `--l2r_workdir`, changed as the other is but for its search, which is the same.
+
+    Its config is the one loaded last.
+    """
+    own = [binding for binding in bindings if not binding.startswith(("Search.", "Agreement."))]
+    l2r = experiment.load_run(workdir, own)
+    if l2r.streams.ways != "l2r":
+        raise UserError(
+            f"--l2r_workdir={workdir} has Streams.ways = {l2r.streams.ways!r}: name a run of 'l2r'"
+        )
+    first, second = (
+        experiment.data_identity(path)["vocabularies"] for path in (beside.workdir, workdir)
+    )
+    if first != second:
+        raise UserError(
+            f"--l2r_workdir={workdir} has other vocabularies than --workdir={beside.workdir}, so "
+            "that its outputs have other lengths: train both on the same prepared data"
+        )
+    _, step = restore.restore_generator(workdir, l2r, "best")
+    return searches.Model(workdir, l2r, str(step))
 
 
 def article(bindings: list[str]) -> None:
@@ -145,9 +159,22 @@ def article(bindings: list[str]) -> None:
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
     (generator,) = models.system.generators
     report = product.measure(generator, search, sources, CompileMeter(), rounds=_ROUNDS.value)
-    tables.print_article(report, rich.console.Console())
+    tables.print_article(report, verb.console())
     named = {"workdir": str(models.workdir), "checkpoint": str(models.system.steps[0])}
     _write({"models": {"model": named}, **report}, models.config)
+
+
+def _experiment(bindings: list[str]) -> experiment.Experiment | None:
+    """That of `--gin_file`; None if only its config was to be printed."""
+    verb.check_output(_OUTPUT.value)
+    for name in ("workdir", "l2r_workdir", "partner_workdir", "checkpoint"):
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} is not for this: it measures an experiment, --gin_file")
+    loaded = config.load(experiment.build, verb.gin_files(), bindings)
+    if flags.FLAGS.print_config:
+        print(config.describe())
+        return None
+    return loaded
 
 
 def _single_model(bindings: list[str]) -> trained.Trained | None:
@@ -178,12 +205,15 @@ def _write(report: dict[str, Any], operative: str) -> None:
 _MEASUREMENTS = {"train": train, "loss": loss, "search": search, "article": article}
 
 
-def _missing(_: list[str]) -> None:
-    raise UserError("say what to measure: python -m bidi.benchmark train, loss, search, or article")
-
-
 if __name__ == "__main__":
     # Seconds of compilation are for who has no compiled programs kept.
     jax.config.update("jax_enable_compilation_cache", False)
-    what = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1] in _MEASUREMENTS else ""
-    verb.run(f"bidi.benchmark {what}".strip(), _MEASUREMENTS.get(what, _missing))
+    what = sys.argv[1] if sys.argv[1:] else ""
+    if what not in (*_MEASUREMENTS, "--help", "-h", "--helpfull"):
+        sys.exit(
+            f"bidi.benchmark: say first what to measure, {', '.join(_MEASUREMENTS)}; for example "
+            "python -m bidi.benchmark train --gin_file=..."
+        )
+    if what in _MEASUREMENTS:
+        sys.argv.pop(1)
+    verb.run(f"bidi.benchmark {what}", _MEASUREMENTS.get(what, train))

@@ -1,8 +1,9 @@
 """Is one evaluation better than another: python -m bidi.compare --a=A.json --b=B.json.
 
 A and B are what bidi.evaluate wrote for the same split, each with its outputs beside it (A.txt): in
-a workdir or anywhere else. Prints the difference of their error rates, and of BLEU where that is
-the metric, with a paired bootstrap over the examples, and how far both err on the same ones.
+a workdir or anywhere else. Prints the difference of their error rates, and of BLEU or ROUGE-L
+where that is the metric, with a paired bootstrap over the examples, and how far both err on the
+same ones.
 """
 
 import functools
@@ -10,7 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import rich.console
 import rich.table
 from absl import flags
 from etils import epath
@@ -45,7 +45,8 @@ def main(bindings: list[str]) -> None:
     if flags.FLAGS.gin_file:
         raise UserError("--gin_file is not for this verb: --a has its config")
     path_a, path_b = path_of(_A.value), path_of(_B.value)
-    report, other = _report(path_a), _report(path_b)
+    # The data are those of A's config; B may have been made by another program.
+    report, other = _report(path_a, "split", "config"), _report(path_b, "split")
     split = report["split"]
     if split != other["split"]:
         raise UserError(
@@ -74,7 +75,7 @@ def main(bindings: list[str]) -> None:
         interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
         numbers = (f"{of_a:.2f}", f"{of_b:.2f}")
         table.add_row(name, *numbers, f"{found['difference']:+.2f}", interval, f"{found['p']:.4f}")
-    console = rich.console.Console()
+    console = verb.console()
     console.print(table)
     words = _separated(references, kind)
     overlap = error_overlap(*(metrics.word_errors(of, words) for of in _separated([a, b], kind)))
@@ -97,9 +98,9 @@ def _compared(
     rates = {headings["wer"]: metrics.word_errors, headings["per"]: metrics.token_errors}
     if evaluation.metric == "rouge":
         rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
-    words = _separated(references, kind)
+    words, outputs = _separated(references, kind), _separated([a, b], kind)
     for name, errors in rates.items():
-        errors_a, errors_b = (errors(texts, words) for texts in _separated([a, b], kind))
+        errors_a, errors_b = (errors(texts, words) for texts in outputs)
         found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
         yield name, errors_a.percent, errors_b.percent, found
     if evaluation.metric == "bleu":
@@ -112,12 +113,15 @@ def _separated(lists: Sequence[Sequence[str]], kind: TokenKind) -> list[list[str
     return [[separated(text, kind) for text in texts] for texts in lists]
 
 
-def _report(path: epath.Path) -> dict[str, Any]:
+def _report(path: epath.Path, *needed: str) -> dict[str, Any]:
     if path.is_dir():
-        raise UserError(f"{path} is a directory: name a report in it, {path}/eval/NAME.json")
+        raise UserError(f"{path} is a directory: name a report, WORKDIR/eval/NAME.json")
     try:
         report = json.loads(path.read_bytes())
-        return {"split": report["split"], "config": report["config"]} | report
+        texts = {key: report[key] for key in needed}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise TypeError(f"no texts: {texts}")
+        return report
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no report of bidi.evaluate ({error!r})") from None
 

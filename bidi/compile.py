@@ -10,7 +10,6 @@ allow. Vocabularies have the sizes that the configuration asks for.
 import json
 
 import jax
-import rich.console
 from absl import flags
 
 from bidi import config, experiment, verb
@@ -27,7 +26,10 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _PROGRAMS = flags.DEFINE_list("programs", ["train", "search"], "What to compile.")
 _SOURCE_TOKENS = flags.DEFINE_integer(
-    "source_tokens", 31, "search: length of the sources, without end marker.", lower_bound=1
+    "source_tokens",
+    None,
+    "search: length of the sources, without end marker; by default 31, or as many as are read.",
+    lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "A file for the report, as JSON.", allow_override=True
@@ -45,17 +47,24 @@ def main(bindings: list[str]) -> None:
         return
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing: for which chips? v5e:4x4, for example")
-    if unknown := set(_PROGRAMS.value) - {"train", "search"}:
-        raise UserError(f"--programs={','.join(sorted(unknown))}: there are train and search")
+    if not _PROGRAMS.value or set(_PROGRAMS.value) - {"train", "search"}:
+        raise UserError(f"--programs={','.join(_PROGRAMS.value)}: there are train and search")
+    longest = loaded.max_source_length
+    source_tokens = _SOURCE_TOKENS.value or min(31, longest)
+    if source_tokens > longest:
+        raise UserError(
+            f"--source_tokens={source_tokens}, but searches of this experiment cut sources to "
+            f"{longest}"
+        )
     verb.check_output(_OUTPUT.value)
     devices = topology.topology(_TOPOLOGY.value)
     programs = {}
     if "train" in _PROGRAMS.value:
         programs["train"] = compiled.update(loaded, devices)
     if "search" in _PROGRAMS.value:
-        programs["search"] = compiled.search(loaded, devices, _SOURCE_TOKENS.value)
+        programs["search"] = compiled.search(loaded, devices, source_tokens)
     report = {"topology": _TOPOLOGY.value, "chip": devices[0].device_kind, "programs": programs}
-    tables.print_compiled(report, rich.console.Console())
+    tables.print_compiled(report, verb.console())
     if _OUTPUT.value:
         whole = {**report, "config": operative, "provenance": provenance()}
         write_whole(path_of(_OUTPUT.value), json.dumps(whole, indent=1))

@@ -46,6 +46,7 @@ __all__ = [
     "gin_arguments",
     "load",
     "operative",
+    "values",
 ]
 
 

@@ -256,9 +256,11 @@ def fail(message: str) -> NoReturn:
 
     Not by an ordinary exit: that would wait for the others, which may be waiting for this one.
     """
-    if message:
-        print(message, file=sys.stderr, flush=True)
-    if is_first():
-        time.sleep(_LAST_WORDS_SECONDS)
-    sys.stdout.flush()
-    os._exit(1)
+    try:
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        if is_first():
+            time.sleep(_LAST_WORDS_SECONDS)
+        sys.stdout.flush()
+    finally:  # even where what it prints to is closed
+        os._exit(1)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import rich.console
 from absl import flags
 from etils import epath
 
@@ -26,7 +25,7 @@ from bidi.errors import UserError
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
-from bidi.evaluation.restore import data_identity
+from bidi.experiment import data_identity
 from bidi.files import relative, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.trained import Trained
@@ -75,16 +74,14 @@ def main(bindings: list[str]) -> None:
     result |= made_with
     write_whole(directory / f"{name}.txt", "".join(f"{h}\n" for h in result.pop("outputs")))
     write_whole(directory / f"{name}.json", _json(result))
-    report.print_results(result, system.evaluation, rich.console.Console())
+    report.print_results(result, system.evaluation, verb.console())
     print(f"{directory / name}.json")
 
 
 def _with_choice(system: System, kept: epath.Path, prepared: Prepared) -> System:
     """With the choice that was kept, else with one made now and kept."""
     # Looked at once, by one process: another might find what the first has just written.
-    saved = distributed.from_first(
-        lambda: choice_of.choice if (choice_of := system.with_saved_choice(kept)) else None
-    )
+    saved = distributed.from_first(lambda: system.saved_choice(kept))
     if saved is not None:
         return dataclasses.replace(system, choice=saved)
     tuned = system.tuned(prepared)
@@ -211,7 +208,7 @@ def _measure_leak(models: Trained) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / f"{name}.png", leak_report.plot(result))
     write_whole(directory / f"{name}.json", _json(result))
-    leak_report.print_leak(result, rich.console.Console())
+    leak_report.print_leak(result, verb.console())
     print(directory / f"{name}.json")
 
 

@@ -1,7 +1,9 @@
 """An experiment: every config that its gin files may set, in one tree."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import gin
 import jax
@@ -16,7 +18,7 @@ from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
-from bidi.files import path_of
+from bidi.files import Name, path_of
 from bidi.models.config import ModelConfig, RecurrentConfig, TransformerConfig
 from bidi.models.model import Model
 from bidi.models.recurrent import Recurrent
@@ -28,7 +30,9 @@ from bidi.training.optimizer import OptimizerConfig
 from bidi.training.partitioner import Partitioner, Pmap
 from bidi.training.step import Trainer
 
+# What a workdir says of its run.
 CONFIG_FILE = "config.gin"
+DATA_FILE = "data.json"
 
 
 @gin.configurable("Experiment")
@@ -108,7 +112,7 @@ class Experiment:
             partner=self.partner,
             label_smoothing=self.training.label_smoothing,
             ema_decay=self.training.ema_decay,
-            skip_nonfinite=self.training.skip_nonfinite > 0,
+            skips_nonfinite=self.training.skip_nonfinite > 0,
             prng_impl=self.training.prng_impl,
         )
 
@@ -240,7 +244,17 @@ def load_run(workdir: str, bindings: list[str]) -> Experiment:
     """
     path = path_of(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--workdir={workdir} holds no {CONFIG_FILE}: it is no workdir of bidi.train"
-        )
+        raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: it is no workdir of bidi.train")
     return config.load(build, [str(path)], bindings)
+
+
+def data_identity(workdir: Name) -> dict[str, Any]:
+    """What identifies the data and the vocabularies that a workdir's model was trained on.
+
+    Raises:
+        FileNotFoundError: it is no workdir.
+    """
+    path = path_of(workdir) / DATA_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {DATA_FILE}")
+    return json.loads(path.read_text())

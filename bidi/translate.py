@@ -54,14 +54,14 @@ def main(bindings: list[str]) -> None:
         raise UserError(f"--output={output}: outputs are written as they are: leave out .gz")
     verb.check_output(_OUTPUT.value)
     if system.rescores:
-        tuned = system.with_saved_choice(models.agreement_file)
-        if tuned is None:
+        choice = system.saved_choice(models.agreement_file)
+        if choice is None:
             alone = "--gin.Agreement.rescore=False" if len(system.generators) == 1 else "one model"
             raise UserError(
                 "agreement has not been tuned for this search and checkpoint: run bidi.evaluate "
                 f"with the same flags first, or pass {alone}"
             )
-        system = tuned
+        system = dataclasses.replace(system, choice=choice)
     system = _with_n_best(system, _N_BEST.value)
     if not distributed.is_first():
         with on_disk(os.devnull).open("w") as nowhere:
@@ -147,9 +147,9 @@ def _with_n_best(system: System, n_best: int) -> System:
     if n_best == 1:
         return system
     if system.rescores:
-        if n_best > system.candidates:
+        if n_best > system.candidate_count:
             raise UserError(
-                f"--n_best={n_best}, but agreement chooses among {system.candidates} outputs: "
+                f"--n_best={n_best}, but agreement chooses among {system.candidate_count} outputs: "
                 "raise --gin.Agreement.n_best, and run bidi.evaluate with it"
             )
         return system

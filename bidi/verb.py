@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import rich.console
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -125,6 +126,12 @@ def check_output(output: str | None) -> None:
     """
     if output and not can_hold(path_of(output).parent):
         raise UserError(f"--output={output}: there is no such directory, make it first")
+
+
+def console() -> rich.console.Console:
+    """For tables, which are not broken for a terminal's width where none shows them."""
+    seen = sys.stdout is not None and sys.stdout.isatty()
+    return rich.console.Console(width=None if seen else 160)
 
 
 def check_alike() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -111,15 +112,19 @@ def test_search(trained, tmp_path, capsys):
         "--batch_tokens=64,128",
         "--profile",
         f"--output={output}",
-        bindings=["Search.alpha = 0.3"],
+        bindings=["Search.alpha = 0.3", "Transformer.dropout = 0.25"],
     )
     report = strict(output.read_text())
     assert (report["rounds"], report["sentences"]) == (2, 9)
     assert "Search.alpha = 0.3" in report["config"]
+    configs = {name: model.pop("config") for name, model in report["models"].items()}
     assert report["models"] == {
         "model": {"workdir": str(trained.both), "checkpoint": str(STEPS)},
         "L2R": {"workdir": str(trained.l2r), "checkpoint": str(STEPS)},
     }
+    for name, ways in (("model", "both"), ("L2R", "l2r")):
+        assert f"Streams.ways = '{ways}'" in configs[name]
+        assert "Transformer.dropout = 0.25" in configs[name]
     names = ["L2R, none, beam 2", "model, none, beam 2"]
     assert [row["name"] for row in report["rows"]] == names
     for row in report["rows"]:
@@ -147,7 +152,10 @@ def test_search(trained, tmp_path, capsys):
 EXPECTED_ERRORS = verb.USER_ERRORS
 
 
-def test_what_cannot_be_measured_is_named(trained):
+def test_what_cannot_be_measured_is_named(trained, tmp_path):
+    other = shutil.copytree(trained.l2r, tmp_path / "other")
+    data = (other / "data.json").read_text()
+    (other / "data.json").write_text(data.replace('"sha256": "', '"sha256": "0'))
     for measurement, arguments, bindings, says in (
         (benchmark.train, [], [], "--gin_file is missing"),
         (
@@ -176,6 +184,18 @@ def test_what_cannot_be_measured_is_named(trained):
             [f"--workdir={trained.both}", f"--l2r_workdir={trained.both}"],
             [],
             "has Streams.ways = 'both': name a run of 'l2r'",
+        ),
+        (
+            benchmark.train,
+            [f"--gin_file={trained.gin_file}", f"--workdir={trained.both}"],
+            [],
+            "--workdir is not for this",
+        ),
+        (
+            benchmark.search,
+            [f"--workdir={trained.both}", f"--l2r_workdir={other}"],
+            [],
+            "has other vocabularies than",
         ),
         (
             benchmark.search,
@@ -217,8 +237,8 @@ def test_a_real_call_says_what_to_say():
         [sys.executable, "-m", "bidi.benchmark"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "bidi.benchmark: say what to measure: python -m bidi.benchmark train" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "bidi.benchmark: say first what to measure, train, loss, search, article;" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     done = subprocess.run(
         [sys.executable, "-m", "bidi.benchmark", "search"],
         capture_output=True,

@@ -103,6 +103,16 @@ def test_where_both_are_wrong(reports, capsys):
     )
 
 
+def test_the_other_report_may_be_of_another_program(report, reports, capsys):
+    """It has no config of ours: the data are those of the first."""
+    other = {name: value for name, value in report.items() if name != "config"}
+    (reports / "bad.json").write_text(json.dumps(other))
+    run(reports / "good.json", reports / "bad.json")
+    assert "correlation" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"bad\.json is no report of bidi\.evaluate"):
+        run(reports / "bad.json", reports / "good.json")
+
+
 def test_reports_that_cannot_be_compared(report, reports):
     (reports / "bad.json").write_text(json.dumps(report | {"split": "validation"}))
     with pytest.raises(UserError, match="not the same examples"):
@@ -111,11 +121,11 @@ def test_reports_that_cannot_be_compared(report, reports):
     (reports / "bad.txt").write_text("one line\n")
     with pytest.raises(UserError, match="1, the split"):
         run(reports / "good.json", reports / "bad.json")
-    for content in ("{", "{}", "[]"):
+    for content in ("{", "{}", "[]", '{"split": "test", "config": 5}'):
         (reports / "other.json").write_text(content)
         with pytest.raises(UserError, match=r"other\.json is no report of bidi\.evaluate"):
             run(reports / "other.json", reports / "bad.json")
-    with pytest.raises(UserError, match="is a directory: name a report in it"):
+    with pytest.raises(UserError, match="is a directory: name a report, WORKDIR"):
         run(reports, reports / "bad.json")
     (reports / "bad.txt").unlink()
     with pytest.raises(UserError, match=r"bad\.txt is missing"):

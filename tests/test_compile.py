@@ -186,6 +186,12 @@ def test_gradients_are_added_up_over_gpus(gin_file, tmp_path):
         ([], "--gin_file is missing"),
         (["--gin_file={gin}"], "--topology is missing"),
         (["--gin_file={gin}", "--topology=v5e:1x1", "--programs=a"], "--programs=a: there are"),
+        (["--gin_file={gin}", "--topology=v5e:1x1", "--programs="], "--programs=: there are train"),
+        (
+            ["--gin_file={gin}", "--topology=v5e:1x1", "--source_tokens=5000"],
+            "--source_tokens=5000, but searches of this experiment cut sources to",
+        ),
+        (["--gin_file={gin}", "--topology=h100"], "--topology=h100: write how many GPUs"),
         (["--gin_file={gin}", "--topology=v5e:1x1", "--output=no/a"], "--output=no/a: there is no"),
     ],
 )

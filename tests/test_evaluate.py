@@ -425,5 +425,5 @@ def test_an_error_of_the_user_is_one_line_and_no_traceback(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert f"bidi.evaluate: --workdir={tmp_path} holds no config.gin" in done.stderr
+    assert f"bidi.evaluate: {tmp_path} holds no config.gin" in done.stderr
     assert "Traceback" not in done.stderr

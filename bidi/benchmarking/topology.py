@@ -106,8 +106,8 @@ def topology(name: str) -> Sequence[jax.Device]:
         NoCompilerError: what compiles for them is not there.
         ConfigError: there is no such topology, or nothing is known of its chips.
     """
-    chip, _, sides = name.partition(":")
-    return _gpus(chip, sides) if chip in _GPUS else _tpus(name)
+    chip = name.partition(":")[0]
+    return _gpus(name) if chip in _GPUS else _tpus(name)
 
 
 def compiler_options(device: jax.Device) -> jax.stages.CompilerOptions | None:
@@ -117,16 +117,17 @@ def compiler_options(device: jax.Device) -> jax.stages.CompilerOptions | None:
     return _READABLE if device.device_kind == "TPU v6 lite" else None
 
 
-def _gpus(chip: str, sides: str) -> Sequence[jax.Device]:
+def _gpus(name: str) -> Sequence[jax.Device]:
+    chip, _, sides = name.partition(":")
     size = re.fullmatch(r"(?:(\d+)x)?(\d+)", sides)
     if not size or not int(size[1] or 1) * int(size[2]):
         raise ConfigError(
-            f"--topology={chip}:{sides}: write how many GPUs a machine has, like {chip}:8, or how "
+            f"--topology={name}: write how many GPUs a machine has, like {chip}:8, or how "
             f"many machines of how many, like {chip}:2x8"
         )
     if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
         raise NoCompilerError(
-            f"--topology={chip}:{sides} needs jax's plugin for CUDA, but no CUDA: pip install "
+            f"--topology={name} needs jax's plugin for CUDA, but no CUDA: pip install "
             "'bidi[gpu-compile]' (Linux)"
         )
     shape = f"1x{size[1] or 1}x{size[2]}"

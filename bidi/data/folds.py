@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bidi.data.prepared import PairSource
+from bidi.data.prepared import PairSource, read_range
 from bidi.data.sources import DataError
 
 # Pairs read from disk at once.
@@ -35,7 +35,7 @@ class WithoutFold:
         kept = [
             index
             for start in range(0, len(pairs), _CHUNK)
-            for index, pair in enumerate(read(pairs, start, start + _CHUNK), start)
+            for index, pair in enumerate(read_range(pairs, start, start + _CHUNK), start)
             if fold_of(pair["source"], folds) != fold
         ]
         if not kept:
@@ -48,8 +48,3 @@ class WithoutFold:
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """See `PairSource`."""
         return self._pairs.__getitems__([int(self._indices[index]) for index in indices])
-
-
-def read(pairs: PairSource, start: int, stop: int) -> list[dict[str, np.ndarray]]:
-    """A range of pairs, as far as there are any."""
-    return pairs.__getitems__(range(start, min(stop, len(pairs))))

@@ -251,7 +251,7 @@ def _examples(
     """Pairs before packing."""
 
     def of(name: str) -> Ragged:
-        return Ragged.of("ids", [pair[name] for pair in pairs])
+        return Ragged.of([pair[name] for pair in pairs])
 
     ids_N = np.concatenate([ids for pair in pairs for ids in (pair["source"], _EOS)])
     source = Ragged({"source": ids_N}, np.array([len(pair["source"]) + 1 for pair in pairs]))

@@ -39,11 +39,17 @@ class PairSource(Protocol):
         ...
 
 
+def read_range(pairs: PairSource, start: int, stop: int) -> list[dict[str, np.ndarray]]:
+    """A range of pairs, as far as there are any."""
+    return pairs.__getitems__(range(start, min(stop, len(pairs))))
+
+
 class Pairs:
-    """The token ids of a split, by random access.
+    """The token ids of a split, by random access; or of its pseudo outputs.
 
     Attributes:
-      longest: Tokens of the longest pair's `source` and `target`, without marker.
+      longest: Tokens of the longest pair's `source` and `target`, without marker; empty for pseudo
+        outputs, which have neither.
     """
 
     def __init__(self, paths: Sequence[epath.Path], longest: dict[str, int], remedy: str):
@@ -53,12 +59,8 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One pair: `source` int32[s] and `target` int32[t], without markers."""
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Several pairs at once: 50 times faster than one by one."""
+        """Several at once, 50 times faster than one by one: int32 [steps] by name, no markers."""
         return [
             {
                 side: np.frombuffer(ids, "<i4").astype(np.int32, copy=False)

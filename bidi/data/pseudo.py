@@ -20,9 +20,8 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from bidi.data.folds import read
 from bidi.data.partner import Partner
-from bidi.data.prepared import Pairs, PairSource, Prepared
+from bidi.data.prepared import Pairs, PairSource, Prepared, read_range
 from bidi.data.sources import DataError, expand
 from bidi.files import matching
 
@@ -167,7 +166,7 @@ def summary(directory: epath.Path, prepared: Prepared, split: str) -> dict[str, 
     equal, lengths = collections.Counter[str](), collections.defaultdict[str, list[int]](list)
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         stop = start + PAIRS_PER_SHARD
-        chunk = zip(read(pairs, start, stop), read(outputs, start, stop), strict=True)
+        chunk = zip(read_range(pairs, start, stop), read_range(outputs, start, stop), strict=True)
         for pair, written in chunk:
             for direction in ("l2r", "r2l"):
                 tokens = written[direction]

@@ -22,11 +22,11 @@ class Ragged:
     length_E: np.ndarray
 
     @classmethod
-    def of(cls, name: str, sequences: Sequence[np.ndarray]) -> "Ragged":
-        """One array, of int32 token ids [steps]."""
+    def of(cls, sequences: Sequence[np.ndarray]) -> "Ragged":
+        """One array, `ids`, of int32 token ids [steps]."""
         length_E = np.array([len(sequence) for sequence in sequences], np.int64)
         ids_N = np.concatenate(sequences, dtype=np.int32) if sequences else np.zeros(0, np.int32)
-        return cls({name: ids_N}, length_E)
+        return cls({"ids": ids_N}, length_E)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Ragged]") -> "Ragged":

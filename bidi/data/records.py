@@ -1,18 +1,27 @@
-"""Records in array_record files, by random access; what is damaged is said by name."""
+"""Records in array_record files, by random access; a damaged file is said by name."""
 
 import bisect
 import errno
 import itertools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
 from bidi.data.sources import DataError
-from bidi.files import fetched, in_bucket
+from bidi.files import fetched, in_bucket, on_disk
 
 _CHUNK = 4096
+# array_record finds single records fast only in groups of one; so small they do not compress.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def record_writer(path: os.PathLike[str]) -> Any:
+    """Writes records into a file of this machine, for random access."""
+    on_disk(path).parent.mkdir(exist_ok=True)
+    return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
 
 
 class Records:

@@ -4,27 +4,24 @@ import collections
 import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 
 from bidi.data.config import DataConfig
+from bidi.data.records import record_writer
 from bidi.data.sources import DataError, Example
 from bidi.data.vocabulary import Vocabulary
-from bidi.files import matching, on_disk
+from bidi.files import matching
 from bidi.tokens import UNK
 
 log = logging.getLogger(__name__)
 
 _PAIRS_PER_SHARD = 1_000_000
-# array_record finds single records fast only in groups of one; so small they do not compress.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -196,9 +193,3 @@ class _Shards:
             self._writer.close()
         for path in self._paths:
             path.rename(f"{path}-of-{len(self._paths):05d}.array_record")
-
-
-def record_writer(path: os.PathLike[str]) -> Any:
-    """Writes records into a file of this machine, for random access."""
-    on_disk(path).parent.mkdir(exist_ok=True)
-    return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)

@@ -75,7 +75,7 @@ class Streams:
             of one stream is aligned with step t of the other. A stream that ends before the other
             has PAD and weight 0 from there on.
         """
-        return dict(self.of_targets(Ragged.of("ids", [target])).arrays)
+        return dict(self.of_targets(Ragged.of([target])).arrays)
 
     def of_targets(self, targets: Ragged) -> Ragged:
         """`tokens` of many targets, given as `ids`: arrays [N, W], time first."""

@@ -1,1 +1,1 @@
-"""Scores of hypotheses: error rates, BLEU, chrF, accuracy from each end, significance."""
+"""Trained models at work: restoring, search, agreement, labelling; and how good outputs are."""

@@ -18,7 +18,6 @@ import numpy as np
 from bidi.evaluation.config import AgreementConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
-from bidi.search.config import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +87,6 @@ def _two_scores(of_models: Sequence[dict[str, np.ndarray]]) -> tuple[np.ndarray,
         return first.astype(float), second.astype(float)
     first, second = (np.mean(list(named.values()), axis=0, dtype=float) for named in of_models)
     return first, second
-
-
-def search_config(config: SearchConfig, agreement: AgreementConfig, ways: int) -> SearchConfig:
-    """The search that gives the candidates: as many hypotheses as asked, or as there are."""
-    hypotheses = config.make_coupling(ways).hypotheses
-    return dataclasses.replace(config, n_best=min(agreement.n_best, hypotheses))
 
 
 def tune(

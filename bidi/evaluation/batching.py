@@ -52,16 +52,16 @@ class Batching:
 
     Attributes:
         batch_tokens: about as many a batch has, padding included.
-        used: the devices; all have as many rows.
+        devices: all have as many rows.
     """
 
     batch_tokens: int
-    used: tuple[jax.Device, ...]
+    devices: tuple[jax.Device, ...]
 
     @property
-    def devices(self) -> int:
+    def device_count(self) -> int:
         """Their number."""
-        return len(self.used)
+        return len(self.devices)
 
     def groups(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
         """Indices of sources of about one length, and that length; shorter ones come first.
@@ -103,14 +103,14 @@ class Batching:
     def full(self, tokens: int) -> SearchShape:
         """The shape where many sources have so many tokens."""
         length = _bucket(tokens)
-        rows = round_up(self.batch_tokens // length, self.devices)
+        rows = round_up(self.batch_tokens // length, self.device_count)
         return SearchShape(length, rows, rows * QUEUE)
 
     def rows(self, members: int, tokens: int) -> int:
         """How many rows of so many tokens a batch has, a multiple of the devices."""
         most = self.batch_tokens // tokens
         # A few sources need no full batch; powers of two keep the shapes few.
-        return round_up(min(most, _power_of_two(members)), self.devices)
+        return round_up(min(most, _power_of_two(members)), self.device_count)
 
     def divided(self, tree: Any) -> Any:
         """[B, ...] -> [devices, B / devices, ...], dealt out in turn.
@@ -119,7 +119,7 @@ class Batching:
         else have the long sources and another nothing to do.
         """
         return jax.tree.map(
-            lambda x: x.reshape(-1, self.devices, *x.shape[1:]).swapaxes(0, 1), tree
+            lambda x: x.reshape(-1, self.device_count, *x.shape[1:]).swapaxes(0, 1), tree
         )
 
     def joined(self, tree: Any) -> Any:
@@ -131,7 +131,7 @@ class Batching:
 
         Other processes' devices do work of their own.
         """
-        return jax.pmap(function, in_axes=(None, 0, 0), devices=self.used)
+        return jax.pmap(function, in_axes=(None, 0, 0), devices=self.devices)
 
 
 def source_batch(encoded: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np.ndarray]:
@@ -158,7 +158,7 @@ def candidate_streams(
 ) -> dict[str, np.ndarray]:
     """Inputs, labels and weights of outputs, [B, P, W, T]: a row's candidates are at most P."""
     outputs = [np.array(tokens, np.int32) for listed in candidates for tokens in listed]
-    made = streams.of_targets(Ragged.of("ids", outputs))
+    made = streams.of_targets(Ragged.of(outputs))
     place_E = [
         row * most + place for row, listed in enumerate(candidates) for place in range(len(listed))
     ]

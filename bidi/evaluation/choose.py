@@ -83,7 +83,7 @@ class System:
         return [together(of_models) for of_models in zip(*found, strict=True)]
 
     @property
-    def candidates(self) -> int:
+    def candidate_count(self) -> int:
         """How many outputs of a source agreement chooses among, if none is found twice."""
         return sum(
             len(generator.streams.writers) * self._for_candidates(generator, config).n_best
@@ -91,7 +91,9 @@ class System:
         )
 
     def _for_candidates(self, generator: Generator, config: SearchConfig) -> SearchConfig:
-        return agreement.search_config(config, self.agreement, len(generator.streams.directions))
+        """As many hypotheses as agreement asks for, or as there are."""
+        hypotheses = config.make_coupling(len(generator.streams.directions)).hypotheses
+        return dataclasses.replace(config, n_best=min(self.agreement.n_best, hypotheses))
 
     def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:
         """The outputs of each source without repeats, best first; none for an empty source."""
@@ -133,12 +135,12 @@ class System:
             mine = key | dataclasses.asdict(self.choice)
             write_whole(path, json.dumps([*others, mine], indent=1))
 
-    def with_saved_choice(self, path: epath.Path) -> "System | None":
-        """With the choice kept, None where there is none for this very system."""
+    def saved_choice(self, path: epath.Path) -> Choice | None:
+        """The choice kept, None where there is none for this very system."""
         key = self._key()
         for kept in _kept_choices(path):
             if _fits(kept, key):
-                return dataclasses.replace(self, choice=Choice(kept["weight"], kept["alpha"]))
+                return Choice(kept["weight"], kept["alpha"])
         return None
 
     def _pools(self, sources: Sequence[str], found: Sequence[Found]) -> list[Candidates]:

@@ -41,8 +41,8 @@ class Found:
     def all(self) -> tuple[Hypothesis, ...]:
         """The hypotheses of all lists, without repeats, better ones first."""
         first: dict[tuple[int, ...], Hypothesis] = {}
-        together = [hypothesis for listed in self.n_best.values() for hypothesis in listed]
-        for hypothesis in sorted(together, key=lambda h: (not h.finished, -h.score)):
+        hypotheses = [hypothesis for listed in self.n_best.values() for hypothesis in listed]
+        for hypothesis in sorted(hypotheses, key=lambda h: (not h.finished, -h.score)):
             first.setdefault(hypothesis.tokens, hypothesis)
         return tuple(first.values())
 

@@ -69,7 +69,7 @@ class Generator:
             self.target_vocabulary,
             self._max_source_length,
             self._evaluation,
-            self._batching.used,
+            self._batching.devices,
         )
 
     @property
@@ -84,7 +84,7 @@ class Generator:
 
     def encode(self, sources: Sequence[str]) -> list[np.ndarray]:
         """Texts as the model reads them: int32 [s], cut to length, with end marker."""
-        return self._with_end(self._encode(sources), Tally())
+        return self._with_end(self._token_ids(sources), Tally())
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -117,7 +117,8 @@ class Generator:
         """
         own = Tally()
         found = distributed.in_shares(
-            lambda mine: self.search_tokens(self._encode(mine), config, own, winner_only), sources
+            lambda mine: self.search_tokens(self._token_ids(mine), config, own, winner_only),
+            sources,
         )
         if tally is not None:
             for of_process in distributed.allgather(own):
@@ -202,7 +203,7 @@ class Generator:
             return ""
         return re.sub(r"[\r\n]+", " ", self.target_vocabulary.decode(hypothesis.tokens))
 
-    def _encode(self, sources: Sequence[str]) -> list[np.ndarray]:
+    def _token_ids(self, sources: Sequence[str]) -> list[np.ndarray]:
         return [self._source_vocabulary.encode(source) for source in sources]
 
     def _with_end(self, sources: Sequence[np.ndarray], tally: Tally) -> list[np.ndarray]:

@@ -17,16 +17,15 @@ from etils import epath
 
 from bidi import distributed
 from bidi.data import pseudo
-from bidi.data.folds import fold_of, read
-from bidi.data.prepared import Pairs, Prepared
-from bidi.data.records import Records
+from bidi.data.folds import fold_of
+from bidi.data.prepared import Pairs, Prepared, read_range
+from bidi.data.records import Records, record_writer
 from bidi.data.sources import DataError
-from bidi.data.splits import record_writer
 from bidi.data.streams import Direction
 from bidi.errors import UserError
 from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator
-from bidi.experiment import load_run
+from bidi.experiment import data_identity, load_run
 from bidi.files import write_whole, writing_whole
 from bidi.progress import progress_bar
 from bidi.provenance import provenance
@@ -44,7 +43,7 @@ class Labeller:
         generator: the model.
         search: how its outputs are searched.
         directions: which of them are taken.
-        identity: what the outputs depend on: step, search, and `Generator.identity`.
+        identity: what the outputs depend on: directions, step, search, and `Generator.identity`.
     """
 
     workdir: str
@@ -89,7 +88,7 @@ def load_labellers(
     labellers = []
     for workdir in dict.fromkeys(workdirs.values()):
         experiment = load_run(str(workdir), list(bindings))
-        if restore.data_identity(workdir)["vocabularies"] != prepared.manifest["vocabularies"]:
+        if data_identity(workdir)["vocabularies"] != prepared.manifest["vocabularies"]:
             raise UserError(
                 f"{workdir} has other vocabularies than the data in {prepared.directory}: label "
                 "with models that were trained on these data"
@@ -173,7 +172,7 @@ def label(
             if turn >= len(missing):
                 continue
             shard = missing[turn]
-            batch = read(pairs[shard.split], shard.start, shard.start + shard.pairs)
+            batch = read_range(pairs[shard.split], shard.start, shard.start + shard.pairs)
             _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers))
             log.info("Labelled %s, %.1f s so far", shard.path.name, time.perf_counter() - started)
     distributed.allgather("all shards are there")

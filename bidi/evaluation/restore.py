@@ -1,7 +1,6 @@
 """A trained model from its workdir."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from bidi.data.vocabulary import Vocabulary
 from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
-from bidi.experiment import Experiment, load_run
-from bidi.files import Name, path_of
+from bidi.experiment import Experiment, data_identity, load_run
+from bidi.files import path_of
 from bidi.models.model import Model
 from bidi.search.config import SearchConfig
 from bidi.training.checkpoints import Checkpoints
@@ -130,18 +129,6 @@ def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], inte
                 f"Agreement.interact = True, but the streams of {workdir} do not read each other: "
                 "leave it False for models without interaction"
             )
-
-
-def data_identity(workdir: Name) -> dict[str, Any]:
-    """What identifies the data and the vocabularies that a workdir's model was trained on.
-
-    Raises:
-        FileNotFoundError: it is no workdir.
-    """
-    path = path_of(workdir) / "data.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} is no workdir of bidi.train: it holds no {path.name}")
-    return json.loads(path.read_text())
 
 
 def _step(checkpoints: Checkpoints, checkpoint: str) -> int:

@@ -18,9 +18,10 @@ from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.reading import AtWork, read_sources
 from bidi.models.model import Model, decoding_variables
 from bidi.models.slots import Place, Room
-from bidi.search.beam_search import BeamSearchResult, Markers, beam_search
+from bidi.search.beam_search import BeamSearchResult, beam_search
 from bidi.search.config import SearchConfig
 from bidi.search.coupling import Coupling
+from bidi.search.hypotheses import Markers
 from bidi.search.slots import likely_room, whole_room
 from bidi.tokens import EOS, FIRST_TEXT_ID
 
@@ -158,7 +159,7 @@ class Searching:
         program, *batch = self._search_of([sources[i] for i in indices], shape, asked)
         result = jax.device_get(program(self._variables, *batch))
         tally.batches += 1
-        tally.row_steps_run += int(result.steps.sum()) * shape.rows // self._batching.devices
+        tally.row_steps_run += int(result.steps.sum()) * shape.rows // self._batching.device_count
         tally.row_steps_needed += int(result.steps_Q[~result.lost_Q].sum())
         result = self._batching.joined(result.replace(steps=None))
         found = {}
@@ -178,7 +179,7 @@ class Searching:
             np.array([len(ids) - 1 for ids in sources])
         )
         steps = self._steps(shape.length, asked.config)
-        rows_each = shape.rows // self._batching.devices
+        rows_each = shape.rows // self._batching.device_count
         program = self._compiled_search(asked, rows_each, steps)
         batch = source_batch(sources, shape.length, shape.sources)
         return program, self._batching.divided(batch), self._batching.divided(max_length_Q)
@@ -200,7 +201,7 @@ class Searching:
         return self._prepared(self._params)
 
     def _prepared(self, params: Any) -> Any:
-        return decoding_variables(self._model, params, self._batching.used[0].platform)
+        return decoding_variables(self._model, params, self._batching.devices[0].platform)
 
     @functools.cached_property
     def _markers(self) -> Markers:

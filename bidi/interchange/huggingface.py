@@ -68,7 +68,7 @@ def export_files(
         )
     source, target = Vocabulary(source_model), Vocabulary(target_model)
     way = experiment.streams.directions.index(direction)
-    joint = experiment.data.target_vocabulary is None
+    joint = experiment.joint_vocabulary
     tensors = named_tensors(params, model, way, _positions(experiment))
     vocabularies = (
         {"vocab.json": source} if joint else {"vocab.json": source, "target_vocab.json": target}

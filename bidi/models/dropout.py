@@ -18,7 +18,7 @@ class Dropout(nn.Module):
     """`nn.Dropout` of arrays that begin with rows, [B, ...] -> [B, ...].
 
     Attributes:
-        rate: probability that a value is 0.
+        rate: probability that a value is 0, less than 1.
         deterministic: whether to do nothing; here or in the call.
     """
 
@@ -31,8 +31,6 @@ class Dropout(nn.Module):
         off = nn.merge_param("deterministic", self.deterministic, deterministic)
         if off or not self.rate:
             return x
-        if self.rate == 1.0:  # below, the gradient of x / 0 would be no number
-            return jnp.zeros_like(x)
         # All steps in one axis, or XLA on a CPU draws the bits anew for each use of the gradient.
         flat = steps_as_one_axis(x)
         kept = _bernoulli(self.make_rng("dropout"), 1.0 - self.rate, flat.shape)

@@ -23,7 +23,7 @@ class EncoderLayer(nn.Module):
 
         def self_attention(y_BSD: jax.Array) -> jax.Array:
             project = Projections(3, config.model_size, dtype=y_BSD.dtype, name="qkv")
-            q_BHSE, k_BHSE, v_BHSE = (split_heads(x_BSD, config.heads) for x_BSD in project(y_BSD))
+            q_BHSE, k_BHSE, v_BHSE = (split_heads(part, config.heads) for part in project(y_BSD))
             read_BSD = merge_heads(attend(q_BHSE, k_BHSE, v_BHSE, mask_B1SS))
             return Dense(config.model_size, dtype=y_BSD.dtype, name="out")(read_BSD)
 

@@ -100,23 +100,20 @@ class Model(nn.Module):
         init = nn.initializers.normal(self.config.model_size**-0.5)
         return Embed(size, self.config.model_size, embedding_init=init)
 
-    def __call__(self, batch: Batch, train: bool = False, interact: bool = True) -> jax.Array:
+    def __call__(self, batch: Batch, train: bool = False) -> jax.Array:
         """Logits of the labels.
 
         Args:
             batch: of `bidi.data.pipeline`: `source`, `source_segments`, `source_positions`
                 [B, S], `inputs`, `segments`, `positions` [B, W, T], all int32.
             train: whether dropout is on; then needs the rng `dropout`.
-            interact: False lets the streams of an interacting model run alone.
 
         Returns:
             float32 [B, W, T, V].
         """
-        return project(*self.unprojected(batch, train, interact))
+        return project(*self.unprojected(batch, train))
 
-    def unprojected(
-        self, batch: Batch, train: bool = False, interact: bool = True
-    ) -> tuple[jax.Array, Output]:
+    def unprojected(self, batch: Batch, train: bool = False) -> tuple[jax.Array, Output]:
         """`__call__` short of the last product, for a loss that never holds all logits.
 
         Returns:
@@ -124,12 +121,15 @@ class Model(nn.Module):
             `output.project`.
         """
         source = self.start(batch, train, most_examples(batch))
-        return self.unprojected_of(source, batch, train, interact)
+        return self.unprojected_of(source, batch, train)
 
     def unprojected_of(
         self, source: Source, batch: Batch, train: bool = False, interact: bool = True
     ) -> tuple[jax.Array, Output]:
-        """`unprojected`, of sources that are read already."""
+        """`unprojected`, of sources that are read already.
+
+        `interact` = False lets the streams of an interacting model run alone.
+        """
         inputs_B1WT, segments_B1WT, positions_B1WT = (
             batch[key][:, None] for key in ("inputs", "segments", "positions")
         )
@@ -196,12 +196,11 @@ class Model(nn.Module):
         inputs_BPWT: jax.Array,
         segments_BPWT: jax.Array,
         positions_BPWT: jax.Array,
-        train: bool = False,
         interact: bool = True,
     ) -> jax.Array:
         """Prices whole streams: float32 logits [B, P, W, T, V]."""
         states_BPWTD = self.states(
-            source.encoded, inputs_BPWT, segments_BPWT, positions_BPWT, train, interact
+            source.encoded, inputs_BPWT, segments_BPWT, positions_BPWT, False, interact
         )
         return project(*self._prepared(source, states_BPWTD, segments_BPWT))
 
@@ -223,7 +222,7 @@ class Model(nn.Module):
             cache: what was written at the steps before, see `empty_cache`.
             tokens_BPW: int32, the last tokens of the streams.
             place: where the streams of pairs, and the K streams of each way, write and read.
-            interact: as for `__call__`.
+            interact: as for `unprojected_of`.
             combined: static, K if the pairs are all combinations of K streams of each way, see
                 `Pairing`: what does not depend on a stream's partner is computed once a stream.
 

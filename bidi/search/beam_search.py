@@ -115,9 +115,9 @@ def beam_search(
     Returns:
         The n-best hypotheses of each beam.
     """
-    ways = len(markers.ways)
+    ways = len(markers.directions)
     coupling = config.make_coupling(ways)
-    max_steps_Q = -(-max_length_Q // coupling.streams)
+    max_steps_Q = -(-max_length_Q // coupling.streams_of_hypothesis)
     rounds = _Rounds(
         decode_step=decode_step,
         markers=markers,
@@ -126,11 +126,11 @@ def beam_search(
         coupling=coupling,
         max_steps_Q=max_steps_Q,
         # What is cut off, too: a token for each stream and step.
-        longest_Q=max_steps_Q * coupling.streams,
+        longest_Q=max_steps_Q * coupling.streams_of_hypothesis,
     )
 
     def beams(sentences: int) -> tuple[hyps.Alive, hyps.Finished]:
-        number = ways // coupling.streams
+        number = ways // coupling.streams_of_hypothesis
         return hyps.empty_beams(sentences, ways, coupling.hypotheses, steps, number)
 
     sentences = len(max_length_Q)
@@ -204,7 +204,7 @@ class _Rounds:
     def _price(self, state: _State) -> tuple[Prices, Any]:
         """The prices of what may follow the last tokens, and the cache."""
         rows = state.rows
-        starts_W1 = jnp.array(self.markers.start, jnp.int32)[:, None]
+        starts_W1 = jnp.array(self.markers.starts, jnp.int32)[:, None]
         last_BWK = hyps.last_tokens(rows.alive, rows.step_B)
         last_BWK = jnp.where(rows.step_B[:, None, None] == 0, starts_W1[None], last_BWK)
         place = Place(rows.sentence_B, rows.step_B, *rows.held.both)
@@ -216,9 +216,9 @@ class _Rounds:
         """The slots of the next step, and where there are too few of them, [B]."""
         coupling = self.coupling
         ended_BWK = jnp.zeros(alive.tokens_BWKT.shape[:3], bool)
-        if coupling.streams > 1:
+        if coupling.streams_of_hypothesis > 1:
             # One of the two may have ended before the other.
-            ends_W1 = jnp.array(self.markers.end, jnp.int32)[:, None]
+            ends_W1 = jnp.array(self.markers.ends, jnp.int32)[:, None]
             ended_BWK = hyps.last_tokens(alive, rows.step_B + 1) == ends_W1[None]
         pairs, streams = rows.held.pairs, rows.held.streams
         short_B = jnp.zeros_like(rows.idle_B)
@@ -236,7 +236,7 @@ class _Rounds:
         """Where nothing that is alive after this step can change what is asked for, [B]."""
         bound_BG = best_reachable_score(
             alive.log_probs_BGK,
-            self.coupling.streams * rows.step_B + 2,
+            self.coupling.streams_of_hypothesis * rows.step_B + 2,
             self.longest_Q[rows.sentence_B],
             self.config.length_penalty,
             self.config.alpha,

@@ -56,7 +56,7 @@ class SearchConfig:
     def make_coupling(self, ways: int) -> Coupling:
         """The coupling for a model of so many directions; ValueError where they do not fit."""
         coupling = make_coupling(self.coupling, self.beam_size, ways, self.partner_weights)
-        if not 1 <= self.n_best <= coupling.hypotheses:
+        if self.n_best > coupling.hypotheses:
             raise ValueError(
                 f"Search.n_best = {self.n_best}, but each beam has {coupling.hypotheses} "
                 f"hypotheses (coupling {self.coupling!r}, beam_size {self.beam_size})"
@@ -65,7 +65,7 @@ class SearchConfig:
 
     def stream_steps(self, max_length: int, ways: int) -> int:
         """Predictions that a stream makes at most, if outputs have at most this length."""
-        return -(-max_length // self.make_coupling(ways).streams)
+        return -(-max_length // self.make_coupling(ways).streams_of_hypothesis)
 
     def max_length(self, source_length: np.ndarray) -> np.ndarray:
         """The greatest length of outputs of sources of these lengths; 0 for an empty one."""

@@ -25,7 +25,7 @@ class Coupling(Protocol):
         """K, the alive hypotheses of each beam."""
 
     @property
-    def streams(self) -> int:
+    def streams_of_hypothesis(self) -> int:
         """Streams of a hypothesis: 1, or 2 that together are one output."""
 
     @property
@@ -56,13 +56,13 @@ class Coupling(Protocol):
 class _Apart:
     """Each way has a beam of its own, whose hypotheses are whole outputs."""
 
-    streams = 1
+    streams_of_hypothesis = 1
 
     def candidates(
         self, alive: hyps.Alive, prices: Prices, at: hyps.At, markers: hyps.Markers
     ) -> hyps.Candidates:
         prices = self.of_hypotheses(prices, alive.log_probs_BGK)
-        ends_W1 = jnp.array(markers.end, jnp.int32)[:, None]
+        ends_W1 = jnp.array(markers.ends, jnp.int32)[:, None]
         log_probs_BWC, parents_BWC, tokens_BWC = hyps.best_tokens(alive, prices, at, markers)
         return hyps.Candidates(
             log_probs_BWC,
@@ -77,7 +77,7 @@ class _Apart:
     ) -> jax.Array:
         steps_T = jnp.arange(tokens_BWNT.shape[-1])[None, None, None]
         lengths_BWN1 = lengths_BGN[..., None]
-        from_right_W = jnp.array([way == "r2l" for way in markers.ways])[None, :, None, None]
+        from_right_W = jnp.array([way == "r2l" for way in markers.directions])[None, :, None, None]
         index_BWNT = jnp.where(from_right_W, lengths_BWN1 - 1 - steps_T, steps_T)
         written_BWNT = jnp.take_along_axis(tokens_BWNT, jnp.maximum(index_BWNT, 0), axis=3)
         return jnp.where(steps_T < lengths_BWN1, written_BWNT, hyps.PAD)

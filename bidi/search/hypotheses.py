@@ -25,21 +25,21 @@ class Markers:
     """The directions of a search and their markers.
 
     Attributes:
-        ways: 'l2r' or 'r2l' for each way.
-        start: the token that each way reads first.
-        end: the token with which each way ends.
+        directions: 'l2r' or 'r2l' for each way.
+        starts: the token that each way reads first.
+        ends: the token with which each way ends.
         allowed_WV: bool, the tokens that each way may write, its end marker included.
     """
 
-    ways: tuple[str, ...]
-    start: tuple[int, ...]
-    end: tuple[int, ...]
+    directions: tuple[str, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
     allowed_WV: np.ndarray
 
     def text(self) -> np.ndarray:
         """bool [W, V], those of them that are no end marker."""
         text_WV = self.allowed_WV.copy()
-        text_WV[np.arange(len(self.ways)), self.end] = False
+        text_WV[np.arange(len(self.directions)), self.ends] = False
         return text_WV
 
 
@@ -168,9 +168,9 @@ def _longer(logits: jax.Array, alive: jax.Array, *parts: jax.Array) -> jax.Array
 
 def _may_be_written(tokens_BW: jax.Array, at: At, markers: Markers) -> jax.Array:
     """Whether tokens [B or 1, W, ...] may come there, [B, W, ...]; negative ones are none."""
-    way_W = of_axis(jnp.arange(len(markers.ways)), 1, tokens_BW.ndim)
+    way_W = of_axis(jnp.arange(len(markers.directions)), 1, tokens_BW.ndim)
     may_end_B = of_axis(at.step_B >= at.min_length, 0, tokens_BW.ndim)
-    is_end_BW = tokens_BW == of_axis(jnp.array(markers.end), 1, tokens_BW.ndim)
+    is_end_BW = tokens_BW == of_axis(jnp.array(markers.ends), 1, tokens_BW.ndim)
     written_BW = jnp.asarray(markers.allowed_WV)[way_W, tokens_BW] & (tokens_BW >= 0)
     return written_BW & (may_end_B | ~is_end_BW)
 

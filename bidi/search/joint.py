@@ -28,7 +28,7 @@ class Joint:
     """One beam of pairs."""
 
     hypotheses: int
-    streams = 2
+    streams_of_hypothesis = 2
     combined = None
 
     @property
@@ -43,7 +43,7 @@ class Joint:
     ) -> hyps.Candidates:
         last_BK = hyps.last_tokens(alive, at.step_B)[:, RIGHT]
         # The right end has ended at the step before: all that is left is that the left one ends.
-        met_BK = last_BK == markers.end[RIGHT]
+        met_BK = last_BK == markers.ends[RIGHT]
         tokens_BWKX, grown_BKX, may_grow_BKX = self._grow(prices, at, markers)
         ended_BK, may_end_BK = self._end(prices, met_BK, at, markers)
 
@@ -111,7 +111,7 @@ class Joint:
         """Log-probabilities of the end, and whether it may come, both [B, K]."""
         left_BK, right_BK = (
             log_probs(
-                prices.logits_BPWV[:, :, way, markers.end[way]],
+                prices.logits_BPWV[:, :, way, markers.ends[way]],
                 prices.greatest_BPW[:, :, way],
                 prices.log_sum_BPW[:, :, way],
             )
@@ -139,7 +139,7 @@ def _best_of_each(
     def allowed(tokens_NW: jax.Array) -> jax.Array:
         way_W = hyps.of_axis(jnp.arange(ways), 1, tokens_NW.ndim)
         is_text_NW = jnp.asarray(markers.text())[way_W, tokens_NW] & (tokens_NW >= 0)
-        meets_NW = (way_W == RIGHT) & (tokens_NW == markers.end[RIGHT])
+        meets_NW = (way_W == RIGHT) & (tokens_NW == markers.ends[RIGHT])
         return is_text_NW | (meets_NW & hyps.of_axis(may_meet_N, 0, tokens_NW.ndim))
 
     parts_N1W = alone.greatest_BPW, alone.log_sum_BPW

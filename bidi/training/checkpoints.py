@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PROCESSES = "processes"
+_PROCESSES = "processes"
 _LOSS = "validation_loss"
 _CHECKSUMS = "checksums"
 _COMMITTED = "commit_success.txt"
@@ -50,7 +50,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.Path, keep: int):
-        """Opens `workdir/checkpoints`, new or not."""
+        """Opens `workdir/checkpoints`, new or not.
+
+        For a reader too, those with damaged metrics are set aside: Orbax opens none beside them.
+        """
         self.directory = absolute(workdir / "checkpoints")
         distributed.from_first(lambda: self._set_aside(self._unopenable()))
         self._saving: int | None = None
@@ -79,7 +82,7 @@ class Checkpoints:
         Args:
             state: may be donated as soon as this returns.
             data: a Grain iterator, saved with its place.
-            progress: JSON, what must fit on a restore; `PROCESSES` is how many read the data.
+            progress: JSON, given back on a restore.
             loss: on the validation split at this very step, or None.
 
         Raises:
@@ -90,10 +93,11 @@ class Checkpoints:
         items = _items(state)
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         sums = {name: int(checksum(item)) for name, item in items.items()}
+        about = {_PROCESSES: jax.process_count(), _CHECKSUMS: sums}
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(item) for name, item in items.items()},
             data=grain.checkpoint.CheckpointSave(data),
-            progress=ocp.args.JsonSave({**progress, _CHECKSUMS: sums}),
+            progress=ocp.args.JsonSave({**progress, **about}),
         )
         metrics = None if loss is None else {_LOSS: loss}
         with self._removing_what_failed():
@@ -277,7 +281,7 @@ class Checkpoints:
     def _check_processes(self, step: int) -> None:
         """Before anything else: places in the data have files by the number of processes."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        saved = self._manager.restore(step, args=args)["progress"].get(PROCESSES)
+        saved = self._manager.restore(step, args=args)["progress"].get(_PROCESSES)
         if saved not in (None, jax.process_count()):
             raise ProcessesError(
                 f"{self.directory / str(step)} was saved by {saved} processes, now there are "

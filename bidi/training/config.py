@@ -109,11 +109,11 @@ class MeshConfig:
         Raises:
             ConfigError: they do not divide them.
         """
-        data, fsdp, tensor = self._sizes()
-        rest, left = divmod(devices, math.prod(size for size in (data, fsdp, tensor) if size > 0))
-        if left or (rest != 1 and -1 not in (data, fsdp, tensor)):
+        sizes = self._sizes()
+        rest, left = divmod(devices, math.prod(size for size in sizes if size > 0))
+        if left or (rest != 1 and -1 not in sizes):
             raise ConfigError(f"{self} cannot be laid over {devices} devices")
-        data, fsdp, tensor = (rest if size == -1 else size for size in (data, fsdp, tensor))
+        data, fsdp, tensor = (rest if size == -1 else size for size in sizes)
         return data, fsdp, tensor
 
     def __str__(self) -> str:

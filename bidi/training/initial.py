@@ -1,6 +1,5 @@
 """Parameters of a trained model, for another run to start with."""
 
-import json
 import logging
 from typing import Any
 
@@ -8,7 +7,7 @@ from bidi import config as gin_config
 from bidi.config import ConfigError
 from bidi.data.prepared import Prepared
 from bidi.data.sources import expand
-from bidi.experiment import CONFIG_FILE, differences
+from bidi.experiment import CONFIG_FILE, data_identity, differences
 from bidi.training.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -31,12 +30,13 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
     path, named = expand(workdir), f"Training.initialize_from = {workdir!r}"
     if not (path / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{named} holds no {CONFIG_FILE}: it is no workdir of bidi.train")
-    trained_with = json.loads((path / "data.json").read_text())["vocabularies"]
+    trained_with = data_identity(path)["vocabularies"]
     if trained_with != prepared.manifest["vocabularies"]:
         raise ConfigError(
             f"{named} was trained with other vocabularies than those in {prepared.directory}: "
             "name a model that was trained on these data"
         )
+    others = _other_settings((path / CONFIG_FILE).read_text())
     checkpoints = Checkpoints(path, keep=1)
     try:
         step = checkpoints.best_step()
@@ -46,14 +46,13 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
     except ValueError as error:
         raise ConfigError(
             f"{named}: its parameters cannot start this model: {str(error).splitlines()[0]}"
-            + "".join(_other_settings((path / CONFIG_FILE).read_text()))
+            + "".join(others)
         ) from error
     finally:
         checkpoints.close()
-    others = _other_settings((path / CONFIG_FILE).read_text())
-    log.info("Starting with the parameters of step %d in %s%s", step, path, "".join(others))
     if heads := [other for other in others if ".heads = " in other]:
         raise ConfigError(f"{named}: its parameters mean something else here:{heads[0]}")
+    log.info("Starting with the parameters of step %d in %s%s", step, path, "".join(others))
     return restored
 
 

@@ -27,12 +27,11 @@ from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
 from bidi.errors import UserError
-from bidi.experiment import CONFIG_FILE, Experiment, differences
+from bidi.experiment import CONFIG_FILE, DATA_FILE, Experiment, differences
 from bidi.files import PathError, absolute, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.tokens import EOS
 from bidi.training.checkpoints import (
-    PROCESSES,
     Checkpoints,
     FailedSaveError,
     NoRoomError,
@@ -56,17 +55,15 @@ _FREE = (
     "Tfds.data_dir",
     "ParallelText.",
     "Mesh.",
-)
-_FREE_TRAINING = (
-    "steps",
-    "evaluate_every",
-    "checkpoint_every",
-    "log_every",
-    "keep_checkpoints",
-    "prng_impl",
-    "partitioner",
-    "skip_nonfinite",
-    "on_failed_save",
+    "Training.steps",
+    "Training.evaluate_every",
+    "Training.checkpoint_every",
+    "Training.log_every",
+    "Training.keep_checkpoints",
+    "Training.prng_impl",
+    "Training.partitioner",
+    "Training.skip_nonfinite",
+    "Training.on_failed_save",
 )
 
 
@@ -280,7 +277,6 @@ class _Run:
     ) -> None:
         """Saves in the background, but the `last` one: nothing will say that it failed."""
         goes_on = self.config.on_failed_save == "continue"
-        progress = {PROCESSES: jax.process_count(), **progress}
         self._attempt(self.checkpoints.wait, goes_on)
         self._attempt(
             lambda: self.checkpoints.save(state, self.data, progress, loss), goes_on and not last
@@ -340,13 +336,13 @@ def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> 
         CannotResumeError: the workdir holds a run of another experiment or other data.
     """
     operative = gin_config.operative()
-    saved, data = workdir / CONFIG_FILE, workdir / "data.json"
+    saved, data = workdir / CONFIG_FILE, workdir / DATA_FILE
     identity = prepared.identity
     if partner.kind == "pseudo":
         identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
     if saved.exists():
         changed = differences(saved.read_text(), operative)
-        refused = [difference for difference in changed if not _is_free(difference.name)]
+        refused = [difference for difference in changed if not difference.name.startswith(_FREE)]
         for difference in changed:
             log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
         if refused:
@@ -373,8 +369,3 @@ def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> 
     write_whole(workdir / "provenance.json", json.dumps(provenance(), indent=1))
     # Last: where this file stands, all of them do.
     write_whole(saved, operative)
-
-
-def _is_free(name: str) -> bool:
-    config, _, field = name.rpartition(".")
-    return name.startswith(_FREE) or (config == "Training" and field in _FREE_TRAINING)

@@ -60,8 +60,8 @@ class Trainer:
         partner: what a stream reads of the other.
         label_smoothing: see `cross_entropy`.
         ema_decay: of the moving average; 0 keeps none.
-        skip_nonfinite: whether an update whose loss or gradient is no finite number changes nothing
-            but the step.
+        skips_nonfinite: whether an update whose loss or gradient is no finite number changes
+            nothing but the step.
         prng_impl: what draws an update's random bits, see `TrainingConfig`.
     """
 
@@ -70,7 +70,7 @@ class Trainer:
     partner: Partner
     label_smoothing: float
     ema_decay: float
-    skip_nonfinite: bool = False
+    skips_nonfinite: bool = False
     prng_impl: str = "threefry2x32"
 
     def init(self, rng: jax.Array, batch: Batch) -> TrainState:
@@ -91,7 +91,7 @@ class Trainer:
 
     def train_step(
         self, state: TrainState, batches: Batch, rng: jax.Array, axis: str | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One update.
 
         Args:
@@ -136,7 +136,7 @@ class Trainer:
         norm = optax.tree.norm(gradient)
         metrics = {"sums": sums, "gradient_norm": norm, "suspects": suspects}
         new = TrainState(step, params, optimizer, self._average(state.ema, params, step))
-        if self.skip_nonfinite:
+        if self.skips_nonfinite:
             # Both are sums over all devices: all decide alike.
             finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
             new = jax.tree.map(

@@ -3,7 +3,7 @@
 #
 #   bash experiments/cmudict/run.sh NAME...
 #
-# A name is that of a gin file of this folder; _30k is one that has 30,000 updates instead of 7,000,
+# A name is that of a gin file of this folder but base and quickstart; _30k is one that has 30,000 updates instead of 7,000,
 # _seed2 one of another seed. Two names with a + between are two models that agree:
 #
 #   bash experiments/cmudict/run.sh gold own_decoders_30k_seed2 l2r_75k+r2l_75k

@@ -18,7 +18,7 @@ from bidi.tokens import EOS
 
 
 def main(workdir: str, directory: pathlib.Path) -> None:
-    """Reads the prepared data of a run and writes both files."""
+    """Reads the prepared data of a run and writes all these files."""
     experiment = load_run(workdir, [])
     prepared = Prepared.open(experiment.data.directory)
     vocabulary = prepared.source_vocabulary  # the target's as well

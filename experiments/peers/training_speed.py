@@ -43,6 +43,8 @@ SOCKEYE = shlex.split("""
 
 def main(run: str, sockeye: str, updates: int = 100, rounds: int = 3) -> None:
     """Measures on one core and on two, and prints."""
+    if updates < SHARE:
+        sys.exit(f"{updates} updates: their speed is that of fifths, so make {SHARE} or more")
     exported, pairs = f"{run}/huggingface", f"{run}/pairs.json"
     results = []
     for threads in (1, 2):
@@ -102,7 +104,7 @@ def _train_bidi(bindings: list[str], threads: int, updates: int) -> dict[str, fl
             f"--gin.Training.checkpoint_every={updates}",
             *bindings,
         ]
-        subprocess.run(command, check=True, env=environment(threads), capture_output=True)
+        _run(command, threads)
         lines = (pathlib.Path(workdir) / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/milliseconds_per_update" in row][1:]
     window = updates // SHARE
@@ -111,6 +113,11 @@ def _train_bidi(bindings: list[str], threads: int, updates: int) -> dict[str, fl
         row["train/tokens_per_second"] * second for row, second in zip(rows, seconds, strict=True)
     ]
     return {"seconds": sum(seconds), "tokens": sum(tokens), "updates": window * len(rows)}
+
+
+def _run(command: list[str], threads: int) -> None:
+    """Its errors are seen, not what it prints."""
+    subprocess.run(command, check=True, env=environment(threads), stdout=subprocess.DEVNULL)
 
 
 def _train_sockeye(
@@ -127,7 +134,7 @@ def _train_sockeye(
         # It counts padding, and the longer of source and target.
         command += ["--batch-size", str(round(1.4 * tokens))]
         command += ["--max-updates", str(updates), "--checkpoint-interval", str(window)]
-        subprocess.run(command, check=True, env=environment(threads), capture_output=True)
+        _run(command, threads)
         log = (pathlib.Path(workdir) / "run" / "log").read_text()
     rows = [
         (int(samples), float(speed))

@@ -82,7 +82,7 @@ def test_pairs_lack_what_is_empty_or_too_long_and_the_manifest_counts_it(config)
     assert train["target"]["mean"] == 2.0
     assert manifest["splits"]["test"]["source"]["unknown"] == 1
     # sentencepiece makes one UNK of unknown characters in a row.
-    assert list(prepared.pairs("test")[1]["source"]) == [UNK]
+    assert list(prepared.pairs("test").__getitems__([1])[0]["source"]) == [UNK]
 
 
 def test_long_sources_are_cut_and_counted_on_request(config):

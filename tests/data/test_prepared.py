@@ -26,8 +26,8 @@ def test_pairs_are_random_access(directory):
     pairs = Prepared.open(str(directory)).pairs("train")
     assert len(pairs) == 3
     assert pairs.longest == {"source": 3, "target": 3}
-    together = pairs.__getitems__([2, 0])
-    for one, other in zip(together, [pairs[2], pairs[0]], strict=True):
+    together, alone = pairs.__getitems__([2, 0]), [pairs.__getitems__([i])[0] for i in (2, 0)]
+    for one, other in zip(together, alone, strict=True):
         assert one.keys() == other.keys() == {"source", "target"}
         for side in one:
             assert one[side].dtype == np.int32

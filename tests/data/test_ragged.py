@@ -10,7 +10,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=6)
 
 
 def ragged(sequences):
-    return Ragged.of("ids", [np.array(sequence, np.int32) for sequence in sequences])
+    return Ragged.of([np.array(sequence, np.int32) for sequence in sequences])
 
 
 def listed(made):

@@ -49,7 +49,7 @@ def test_every_label_counts_and_nothing_reads_as_padding(streams, target):
 @given(st.sampled_from(["swap", "tags"]), TARGETS, TARGETS)
 def test_streams_of_unequal_length_end_each_at_its_own_place(markers, left, right):
     """Each is the stream that it would be alone, and behind its end there is nothing."""
-    parts = {"l2r": Ragged.of("ids", [left]), "r2l": Ragged.of("ids", [right])}
+    parts = {"l2r": Ragged.of([left]), "r2l": Ragged.of([right])}
     tokens = Streams("both", markers).beside(parts).arrays
     for way, (direction, target) in enumerate({"l2r": left, "r2l": right}.items()):
         for key, alone_T1 in Streams(direction, markers).tokens(target).items():
@@ -130,7 +130,7 @@ def test_length_is_what_the_streams_take(streams, target):
 
 @given(st.one_of(STREAMS, HALVES), st.lists(TARGETS, max_size=6))
 def test_many_targets_at_once_are_each_alone(streams, targets):
-    made = streams.of_targets(Ragged.of("ids", targets))
+    made = streams.of_targets(Ragged.of(targets))
     np.testing.assert_array_equal(made.length_E, [streams.length(len(one)) for one in targets])
     each = [streams.tokens(target) for target in targets]
     for key, values_NW in made.arrays.items():

@@ -9,7 +9,6 @@ from bidi.evaluation import agreement
 from bidi.evaluation.agreement import Candidates, Choice
 from bidi.evaluation.config import AgreementConfig
 from bidi.evaluation.found import Found, Hypothesis, together
-from bidi.search.config import SearchConfig
 
 
 def hypothesis(tokens, direction="l2r", score=-1.0, finished=True):
@@ -190,14 +189,3 @@ def test_tune_takes_the_best_of_the_grid():
     assert agreement.tune(pools, config, loss) == (Choice(0.0, 2.0), 10.0)
     # Weight by weight, alpha by alpha; only weight 1 without a length norm prefers the short one.
     assert seen == [[(6, 7)] * 2] * 4 + [[(8,)] * 2, [(6, 7)] * 2]
-
-
-@pytest.mark.parametrize(
-    ("coupling", "beam_size", "ways", "expected"),
-    [("none", 6, 2, 4), ("none", 3, 1, 3), ("paired", 4, 2, 2), ("product", 5, 2, 4)],
-)
-def test_the_search_gives_as_many_candidates_as_there_are(coupling, beam_size, ways, expected):
-    search = SearchConfig(coupling=coupling, beam_size=beam_size, alpha=0.1)
-    config = agreement.search_config(search, AgreementConfig(n_best=4), ways)
-    assert config.n_best == expected
-    assert (config.coupling, config.beam_size, config.alpha) == (coupling, beam_size, 0.1)

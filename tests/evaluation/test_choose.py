@@ -16,6 +16,7 @@ from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.restore import load_system
+from bidi.search.config import SearchConfig
 from tests.trained_run import STEPS
 
 SOURCES = ["abc", "", "edcba", "bb", "   ", "ea", "abcdeabcde"]
@@ -271,18 +272,28 @@ def test_bleu_of_chinese_is_of_characters(both, monkeypatch):
     assert losses[1] < -50
 
 
+@pytest.mark.parametrize(
+    ("coupling", "beam_size", "expected"), [("none", 6, 8), ("none", 3, 6), ("paired", 4, 4)]
+)
+def test_agreement_chooses_among_as_many_as_there_are(both, coupling, beam_size, expected):
+    """Four of each direction, but no more than a beam has."""
+    search = SearchConfig(coupling=coupling, beam_size=beam_size, alpha=0.1)
+    system = dataclasses.replace(both, searches=(search,))
+    assert system.candidate_count == expected
+
+
 def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_path):
     path = tmp_path / "agreement.json"
-    assert agreeing.with_saved_choice(path) is None
+    assert agreeing.saved_choice(path) is None
     agreeing.save_choice(path)
     assert not path.exists()
 
     tuned = dataclasses.replace(partners, choice=Choice(0.3, 1.5))
     tuned.save_choice(path)
     assert list(tmp_path.iterdir()) == [path]
-    assert partners.with_saved_choice(path) == tuned
+    assert partners.saved_choice(path) == tuned.choice
     again = load(trained.l2r, trained.r2l, "Evaluation.samples = 7")
-    assert again.with_saved_choice(path).choice == tuned.choice
+    assert again.saved_choice(path) == tuned.choice
 
     reading_less = copy.copy(partners.generators[0])
     reading_less._max_source_length = 2
@@ -301,13 +312,13 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
         dataclasses.replace(partners, generators=(reading_less, partners.generators[1])),
     ]
     for other in others:
-        assert other.with_saved_choice(path) is None
+        assert other.saved_choice(path) is None
         other = dataclasses.replace(other, choice=Choice(0.7, 0.0))
         other.save_choice(path)
-        assert other.with_saved_choice(path) == other
-        assert partners.with_saved_choice(path) == tuned
+        assert other.saved_choice(path) == other.choice
+        assert partners.saved_choice(path) == tuned.choice
     dataclasses.replace(partners, choice=Choice(0.4, 0.0)).save_choice(path)
-    assert partners.with_saved_choice(path).choice == Choice(0.4, 0.0)
+    assert partners.saved_choice(path) == Choice(0.4, 0.0)
     assert len(json.loads(path.read_text())) == 1 + len(others)
 
 
@@ -317,4 +328,4 @@ def test_a_choice_goes_with_the_workdirs(trained, partners, tmp_path, monkeypatc
     assert str(tmp_path.parent) not in path.read_text()
     monkeypatch.chdir(trained.l2r.parent)
     moved = dataclasses.replace(partners, workdirs=("l2r", "r2l"))
-    assert moved.with_saved_choice(path).choice == Choice(0.3, 1.5)
+    assert moved.saved_choice(path) == Choice(0.3, 1.5)

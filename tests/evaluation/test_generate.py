@@ -92,7 +92,7 @@ def test_devices_and_batch_size_change_nothing(monkeypatch):
     """Three rows on one device, elsewhere eight on eight."""
     assert jax.local_device_count() == 8
     # The other generator must be made before it is told that there is one device.
-    assert generator_of("swap")._batching.devices == 8
+    assert generator_of("swap")._batching.device_count == 8
     device, *_ = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     generator, tally = make_generator(batch_tokens=24, **MODELS["swap"]), Tally()

@@ -90,7 +90,7 @@ def test_every_pair_has_what_the_labeller_of_its_fold_writes(
         written = [labeller.generator.search(texts, labeller.search) for (labeller,) in folds]
         pairs = pairs_beside(partner, prepared, split)
         assert len(pairs) == len(texts)
-        plain = prepared.pairs(split)
+        plain = prepared.pairs(split).__getitems__(range(len(texts)))
         for index, pair in enumerate(pairs.__getitems__(range(len(pairs)))):
             for side in ("source", "target"):
                 np.testing.assert_array_equal(pair[side], plain[index][side])

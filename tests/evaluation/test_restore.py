@@ -45,7 +45,7 @@ def test_checkpoints_by_name_and_step(trained):
 def test_sources_are_cut_to_a_row_or_as_in_training(trained, bindings, length):
     loaded = experiment.load_run(str(trained.both), bindings)
     generator, _ = restore_generator(str(trained.both), loaded, "best")
-    (ids,) = generator._with_end(generator._encode(["abcdeabcde"]), Tally())
+    (ids,) = generator._with_end(generator._token_ids(["abcdeabcde"]), Tally())
     assert len(ids) == length + 1
 
 

@@ -116,8 +116,8 @@ class PlainSearch:
 
     def __init__(self, markers, config, pairs, max_length):
         self.markers, self.config, self.pairs, self.max_length = markers, config, pairs, max_length
-        self.alive = [[Written()] for _ in markers.ways]
-        self.ended: list[list[Written]] = [[] for _ in markers.ways]
+        self.alive = [[Written()] for _ in markers.directions]
+        self.ended: list[list[Written]] = [[] for _ in markers.directions]
         self.close = False
 
     def prefixes(self, steps: int) -> np.ndarray:
@@ -125,14 +125,14 @@ class PlainSearch:
         inputs_PWT = np.zeros((self.pairs, len(self.alive), steps), np.int32)
         for way, hypotheses in enumerate(self.alive):
             for pair, hypothesis in enumerate(hypotheses):
-                written = (self.markers.start[way], *hypothesis.tokens)
+                written = (self.markers.starts[way], *hypothesis.tokens)
                 inputs_PWT[pair, way, : len(written)] = written
         return inputs_PWT
 
     def go_on(self, log_probs_PWV: np.ndarray) -> None:
         """Each alive hypothesis by each token; what ends among the first P candidates ends."""
         for way, hypotheses in enumerate(self.alive):
-            end = self.markers.end[way]
+            end = self.markers.ends[way]
             allowed_V = self.markers.allowed_WV[way].copy()
             allowed_V[end] &= len(hypotheses[0].tokens) >= self.config.min_length
             sums_PV = np.array([[h.log_prob] for h in hypotheses])

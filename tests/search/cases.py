@@ -73,7 +73,7 @@ class Case:
         allowed_WV = np.zeros((len(self.ways), self.size), bool)
         for way, tokens in enumerate(self.allowed):
             allowed_WV[way, list(tokens)] = True
-        return Markers(ways=self.ways, start=self.start, end=self.end, allowed_WV=allowed_WV)
+        return Markers(self.ways, self.start, self.end, allowed_WV)
 
     @property
     def writers(self) -> tuple[str, ...]:

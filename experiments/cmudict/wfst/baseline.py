@@ -1,8 +1,8 @@
 """Trains Phonetisaurus on prepared data and scores it: python baseline.py DATA RUN PHONETISAURUS.
 
 DATA is a directory of `bidi.prepare`, PHONETISAURUS the program of that name. RUN gets train.dict,
-model.fst, train.log, and for validation and test what `bidi.evaluate` writes: eval/SPLIT.json and
-the outputs, eval/SPLIT.txt, which `bidi.compare --b` reads. Runs in bidi's environment.
+model.fst, train.log, and for validation and test what `bidi.compare --b` reads: eval/SPLIT.json,
+with the metrics of `bidi.evaluate`, and the outputs, eval/SPLIT.txt. Runs in bidi's environment.
 """
 
 import json
