@@ -12,7 +12,7 @@ def test_it_is_that_of_flax():
     """Bit for bit: by the same names and keys, the same masks."""
     x = np.random.default_rng(0).normal(size=(5, 3, 7)).astype("f4")
     for impl in ("threefry2x32", "rbg"):
-        for rate in (0.0, 0.3, 1.0):
+        for rate in (0.0, 0.3, 0.9):
             made = [
                 nn.Sequential([module(rate, deterministic=False) for _ in range(2)]).apply(
                     {}, x, rngs={"dropout": jax.random.key(1, impl=impl)}

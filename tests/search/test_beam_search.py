@@ -268,7 +268,7 @@ def test_right_to_left_is_the_mirror():
     renamed = jit_search(
         case,
         tables.decode_step(case.end, case.size, case.stream_steps, combined=None, partners=False),
-        dataclasses.replace(case.search_markers(), ways=L2R),
+        dataclasses.replace(case.search_markers(), directions=L2R),
     )
     backward, forward = search(case, sentences), search(case, sentences, renamed)
     for field in ("lengths_QGN", "log_probs_QGN", "scores_QGN", "finished_QGN", "valid_QGN"):

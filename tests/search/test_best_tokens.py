@@ -174,7 +174,7 @@ def test_joint_by_blocks_as_of_whole_rows(shape, levels, dead, seed):
     by_blocks, marked = joint_candidates(*shape, True)
     rng = np.random.default_rng(seed)
     last_BWK = np.full((BATCH, WAYS, 3), 9, np.int32)
-    last_BWK[:, 1][rng.random((BATCH, 3)) < 0.3] = marked.end[1]  # some have met
+    last_BWK[:, 1][rng.random((BATCH, 3)) < 0.3] = marked.ends[1]  # some have met
     arguments = alive, prices, rng.random(BATCH) < 0.3, last_BWK
     found, expected = by_blocks(*arguments), joint_candidates(*shape, False)[0](*arguments)
     np.testing.assert_array_equal(found.log_probs_BGC, expected.log_probs_BGC)
