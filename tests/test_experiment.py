@@ -314,7 +314,7 @@ def test_a_workdir_is_loaded_with_changes(tmp_path):
 
 
 def test_what_is_no_workdir(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"--workdir={tmp_path} holds no config\.gin"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no config\.gin"):
         experiment.load_run(str(tmp_path), [])
 
 

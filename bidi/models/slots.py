@@ -1,7 +1,8 @@
 """Where in a cache streams stand: what a search tells a model.
 
-What streams write in slots stays where it is; a slot is free again once no stream reads it. Streams of one
-beam have most of what they wrote in common, so that a cache needs little more room than one stream.
+What streams write in slots stays where it is; a slot is free again once no stream reads it. Streams
+of one beam have most of what they wrote in common, so that a cache needs little more room than one
+stream.
 
 Letters: B batch, K streams of each way, W ways, M slots.
 """
