@@ -17,7 +17,6 @@ Gin has no public way to list what was registered or used, so this module and `c
 tables `_REGISTRY`, `_OPERATIVE_CONFIG` and `_IMPORTS`.
 """
 
-import ast
 import dataclasses
 import os
 import re
@@ -27,7 +26,6 @@ from typing import Any, TypeVar
 
 import gin
 from absl import flags
-from gin import config_parser
 
 from bidi import config_text, config_types
 from bidi.config_text import MACRO, Binding, Bindings, ConfigError, Macro, Reference
@@ -39,24 +37,12 @@ flags.disclaim_key_flags()
 
 __all__ = [
     "ConfigError",
-    "Difference",
     "define_flags",
     "describe",
-    "differences",
     "gin_arguments",
     "load",
     "operative",
-    "values",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """One value that differs between two configurations: gin literals, None where it is not set."""
-
-    name: str
-    old: str | None
-    new: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,42 +159,9 @@ def operative() -> str:
     return _last_load().operative
 
 
-def values() -> dict[str, str]:
-    """The same as name -> literal, macros replaced by values."""
-    return _flat(operative())
-
-
 def describe() -> str:
     """The values that the last `load` used, a line each, with file and line, flag, or `default`."""
     return _last_load().description
-
-
-def differences(old_text: str, new_text: str) -> list[Difference]:
-    """What changed between two texts of `operative()`, sorted by name, macros replaced by values.
-
-    The configs named in the texts need not exist any more. A parameter that the old text lacks is
-    newer than it: its default is taken, which does what was done before. Either may lack one whose
-    default is a config, which `operative` leaves out.
-    """
-    old, new = _flat(old_text), _flat(new_text)
-    old = {name: default for name in new if (default := _default(name))} | old
-    new = {name: default for name in old if (default := _default_config(name))} | new
-    return [
-        Difference(name, old.get(name), new.get(name))
-        for name in sorted(old.keys() | new.keys())
-        if not _same(old.get(name), new.get(name))
-    ]
-
-
-def _same(old: str | None, new: str | None) -> bool:
-    """Whether two literals have one value: 0 and 0.0 have."""
-    if old is None or new is None or old == new:
-        return old == new
-    try:
-        values = [ast.literal_eval(text) for text in (old, new)]
-    except (SyntaxError, ValueError):  # a reference
-        return False
-    return values[0] == values[1] and not any(isinstance(value, bool) for value in values)
 
 
 def _last_load() -> _Loaded:
@@ -375,42 +328,3 @@ def _source(binding: Binding, found: Bindings) -> list[Binding]:
     if isinstance(binding.value, Macro) and (binding.value.name, MACRO, "value") in found:
         return [binding, *_source(found[binding.value.name, MACRO, "value"], found)]
     return [binding]
-
-
-def _default(name: str) -> str | None:
-    """The literal of a parameter's default, if it has one."""
-    field = _field(name)
-    if field is None or field.default in (dataclasses.MISSING, gin.REQUIRED):
-        return _default_config(name)
-    return repr(field.default)
-
-
-def _default_config(name: str) -> str | None:
-    """The reference to a parameter's default, if that is a config."""
-    field = _field(name)
-    for selector, configurable in gin.config._REGISTRY.items():
-        if field is not None and configurable.wrapped is field.default_factory:
-            return f"@{selector.rpartition('.')[2]}()"
-    return None
-
-
-def _field(name: str) -> dataclasses.Field | None:
-    selector, _, parameter = name.rpartition(".")
-    configurable = gin.config._REGISTRY.get_match(selector.rpartition("/")[2])
-    if configurable is None or not dataclasses.is_dataclass(configurable.wrapped):
-        return None
-    fields = {field.name: field for field in dataclasses.fields(configurable.wrapped)}
-    return fields.get(parameter)
-
-
-def _flat(text: str) -> dict[str, str]:
-    """Name -> literal for every parameter in a config text."""
-    values, macros = {}, {}
-    for statement in config_text.statements(text, lambda line: f"config, line {line}"):
-        if isinstance(statement, config_parser.BindingStatement):
-            name = (f"{statement.scope}/" if statement.scope else "") + statement.selector
-            if statement.arg_name:
-                values[f"{name}.{statement.arg_name}"] = statement.value
-            else:
-                macros[name] = statement.value
-    return {name: repr(config_text.expand(value, macros)) for name, value in values.items()}

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from bidi import config, distributed, experiment, trained, verb
+from bidi import distributed, experiment, trained, verb
 from bidi.data.prepared import Prepared
 from bidi.data.sources import Example
 from bidi.errors import UserError
@@ -139,7 +139,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
     before = (models.workdir / experiment.CONFIG_FILE).read_text()
     parts = [
         difference.name.removeprefix("Search.") + _in_a_name(str(difference.new))
-        for difference in config.differences(before, models.config)
+        for difference in experiment.differences(before, models.config)
         if difference.name not in {*unnamed, *_NEUTRAL}
     ]
     if models.checkpoint != "best":

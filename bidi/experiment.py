@@ -8,7 +8,8 @@ from typing import Any
 import gin
 import jax
 
-from bidi import config
+from bidi import config, config_differences
+from bidi.config_differences import Difference
 from bidi.data.config import DataConfig
 from bidi.data.folds import WithoutFold
 from bidi.data.partner import Partner
@@ -227,9 +228,9 @@ def _changed(part: MeshConfig | TransformerConfig) -> list[str]:
     return [field.name for field in fields if getattr(part, field.name) != field.default]
 
 
-def differences(old_text: str, new_text: str) -> list[config.Difference]:
+def differences(old_text: str, new_text: str) -> list[Difference]:
     """What differs between the configs of two experiments; of two models, only which they are."""
-    found = config.differences(old_text, new_text)
+    found = config_differences.differences(old_text, new_text)
     if not any(difference.name == "Experiment.model" for difference in found):
         return found
     shapes = (f"{TransformerConfig.name}.", f"{RecurrentConfig.name}.")

@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from bidi import config, distributed
+from bidi.config_differences import values_of
 from bidi.errors import UserError
 from bidi.files import can_hold, path_of
 
@@ -140,7 +141,9 @@ def check_alike() -> None:
     Raises:
         ConfigError: see `distributed.check_alike`.
     """
-    settings = {name: value for name, value in config.values().items() if name not in _PLACES}
+    settings = {
+        name: value for name, value in values_of(config.operative()).items() if name not in _PLACES
+    }
     shared = {
         f"--{name}": str(flags.FLAGS[name].value)
         for name in flags.FLAGS

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bidi import config
+from bidi.config_differences import Difference, differences
 
 
 @gin.configurable("TestVocabulary")
@@ -314,7 +315,7 @@ def test_the_operative_config_replays_to_itself(training, paths, tmp_path):
     (tmp_path / "config.gin").write_text(saved, encoding="utf-8")
     assert config.load(build, [tmp_path / "config.gin"], []) == first
     assert config.operative() == saved
-    assert config.differences(saved, config.operative()) == []
+    assert differences(saved, config.operative()) == []
 
 
 def test_describe_names_the_origin_of_every_value(write):
@@ -341,25 +342,25 @@ def test_describe_names_the_origin_of_every_value(write):
 )
 def test_numbers_of_one_value_do_not_differ(old, new, same):
     texts = [f"TestVocabulary.size = {text}\n" for text in (old, new)]
-    assert (config.differences(*texts) == []) == same
+    assert (differences(*texts) == []) == same
 
 
 def test_differences_follow_macros_and_name_what_is_new_or_gone():
     old = "N = 3\nGone.x = 1\nTraining.steps = %N\nTraining.rate = 0.1\na/V.s = (%N, @b/C())\n"
     new = "Training.steps = 4\nTraining.rate = 0.1\nNew.y = None\na/V.s = (3, @b/C())\n"
-    assert config.differences(old, new) == [
-        config.Difference("Gone.x", "1", None),
-        config.Difference("New.y", None, "None"),
-        config.Difference("Training.steps", "3", "4"),
+    assert differences(old, new) == [
+        Difference("Gone.x", "1", None),
+        Difference("New.y", None, "None"),
+        Difference("Training.steps", "3", "4"),
     ]
 
 
 def test_a_parameter_that_came_later_had_its_default():
     old = "Search.beam_size = 4\n"
     new = f"{old}Search.alpha = 0.6\nSearch.min_length = 2\nStreams.layout = 'whole'\n"
-    assert config.differences(old, new) == [config.Difference("Search.min_length", "1", "2")]
+    assert differences(old, new) == [Difference("Search.min_length", "1", "2")]
     # What the old text has and the new one lacks is gone, whatever it was.
-    gone = [d.name for d in config.differences(new, old)]
+    gone = [d.name for d in differences(new, old)]
     assert gone == ["Search.alpha", "Search.min_length", "Streams.layout"]
 
 
@@ -370,10 +371,10 @@ def test_a_config_that_is_written_out_is_the_default():
         ("Experiment.model", "Transformer"),
     ):
         written = f"{plain}{name} = @{default}()\n"
-        assert config.differences(plain, written) == config.differences(written, plain) == []
+        assert differences(plain, written) == differences(written, plain) == []
     other = f"{plain}Experiment.model = @Recurrent()\n"
-    assert config.differences(other, plain) == [
-        config.Difference("Experiment.model", "@Recurrent()", "@Transformer()")
+    assert differences(other, plain) == [
+        Difference("Experiment.model", "@Recurrent()", "@Transformer()")
     ]
 
 
