@@ -121,14 +121,7 @@ def _one_direction(workdir: str, bindings: list[str], beside: trained.Trained) -
         raise UserError(
             f"--l2r_workdir={workdir} has Streams.ways = {l2r.streams.ways!r}: name a run of 'l2r'"
         )
-    first, second = (
-        experiment.data_identity(path)["vocabularies"] for path in (beside.workdir, workdir)
-    )
-    if first != second:
-        raise UserError(
-            f"--l2r_workdir={workdir} has other vocabularies than --workdir={beside.workdir}, so "
-            "that its outputs have other lengths: train both on the same prepared data"
-        )
+    restore.check_vocabularies(beside.workdir, "--l2r_workdir", workdir)
     _, step = restore.restore_generator(workdir, l2r, "best")
     return searches.Model(workdir, l2r, str(step))
 

@@ -73,8 +73,10 @@ def _default(name: str) -> str | None:
 def _default_config(name: str) -> str | None:
     """The reference to a parameter's default, if that is a config."""
     field = _field(name)
+    if field is None or field.default_factory is dataclasses.MISSING:
+        return None
     for selector, configurable in gin.config._REGISTRY.items():
-        if field is not None and configurable.wrapped is field.default_factory:
+        if configurable.wrapped is field.default_factory:
             return f"@{selector.rpartition('.')[2]}()"
     return None
 

@@ -25,7 +25,6 @@ from bidi.errors import UserError
 from bidi.evaluation import leak, leak_report, report
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
-from bidi.experiment import data_identity
 from bidi.files import relative, write_whole
 from bidi.provenance import CompileMeter, provenance
 from bidi.trained import Trained
@@ -94,7 +93,7 @@ def _data(models: Trained) -> Prepared:
     """The prepared data; says so where they are none of those that the model was trained on."""
     prepared = Prepared.open(models.experiment.data.directory)
     prepared.check_alike()
-    if data_identity(models.workdir)["fingerprint"] != prepared.manifest["fingerprint"]:
+    if experiment.data_identity(models.workdir)["fingerprint"] != prepared.manifest["fingerprint"]:
         log.warning(
             "%s was trained on other data than %s holds: what is scored may be among them",
             models.workdir,

@@ -206,8 +206,9 @@ def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, A
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if in_bucket(directory) and (directory / _UNFINISHED).exists():
-        _check_foreign(directory, "a run was stopped while it copied there")
-        log.info("preparing %s anew: a run was stopped while it copied there", directory)
+        why = "a run was stopped while it copied there"
+        _check_foreign(directory, why)
+        log.info("preparing %s anew: %s", directory, why)
         return None
     if not (directory / MANIFEST).is_file():
         raise DataError(f"{directory} exists but holds no prepared data: choose another directory")

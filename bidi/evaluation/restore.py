@@ -12,7 +12,7 @@ from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, data_identity, load_run
-from bidi.files import path_of
+from bidi.files import Name, path_of
 from bidi.models.model import Model
 from bidi.search.config import SearchConfig
 from bidi.training.checkpoints import Checkpoints
@@ -76,12 +76,7 @@ def load_system(
     generators = [restore_generator(workdir, experiment, checkpoint)]
     searches = [experiment.search]
     if partner_workdir:
-        first, second = (data_identity(path)["vocabularies"] for path in (workdir, partner_workdir))
-        if first != second:
-            raise UserError(
-                f"--partner_workdir={partner_workdir} has other vocabularies than "
-                f"--workdir={workdir}: train both on the same prepared data"
-            )
+        check_vocabularies(workdir, "--partner_workdir", partner_workdir)
         # Not `experiment`: the partner may have a direction and a shape of its own.
         partner = load_run(partner_workdir, [])
         partner = dataclasses.replace(partner, evaluation=experiment.evaluation)
@@ -101,6 +96,21 @@ def load_system(
         agreement=dataclasses.replace(experiment.agreement, rescore=rescore),
         evaluation=experiment.evaluation,
     )
+
+
+def check_vocabularies(workdir: Name, flag: str, other: str) -> None:
+    """Looks whether the model that a flag names can stand beside that of `--workdir`.
+
+    Raises:
+        FileNotFoundError: one of them is no workdir.
+        UserError: their vocabularies differ.
+    """
+    first, second = (data_identity(path)["vocabularies"] for path in (workdir, other))
+    if first != second:
+        raise UserError(
+            f"{flag}={other} has other vocabularies than --workdir={workdir}: train both on the "
+            "same prepared data"
+        )
 
 
 def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) -> SearchConfig:
