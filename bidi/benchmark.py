@@ -90,8 +90,8 @@ def search(bindings: list[str]) -> None:
     models = _single_model(bindings)
     if models is None:
         return
-    checkpoint = str(models.system.steps[0])
-    found = {"model": searches.Model(str(models.workdir), models.experiment, checkpoint)}
+    (generator,), (step,) = models.system.generators, models.system.steps
+    found = {"model": searches.Model(str(models.workdir), models.experiment, step, generator)}
     configs = {"model": models.config}
     if _L2R.value:
         found["L2R"] = _one_direction(_L2R.value, bindings, models)
@@ -102,7 +102,7 @@ def search(bindings: list[str]) -> None:
     shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
     report = searches.measure(found, sources, beams, sizes, CompileMeter(), rounds=_ROUNDS.value)
     named = {
-        name: {"workdir": one.workdir, "checkpoint": one.checkpoint, "config": configs[name]}
+        name: {"workdir": one.workdir, "checkpoint": str(one.step), "config": configs[name]}
         for name, one in found.items()
     }
     report = {"models": named, "sentences": len(sources), **report, "shares": shares}
@@ -122,8 +122,8 @@ def _one_direction(workdir: str, bindings: list[str], beside: trained.Trained) -
             f"--l2r_workdir={workdir} has Streams.ways = {l2r.streams.ways!r}: name a run of 'l2r'"
         )
     restore.check_vocabularies(beside.workdir, "--l2r_workdir", workdir)
-    _, step = restore.restore_generator(workdir, l2r, "best")
-    return searches.Model(workdir, l2r, str(step))
+    generator, step = restore.restore_generator(workdir, l2r, "best")
+    return searches.Model(workdir, l2r, step, generator)
 
 
 def article(bindings: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 import shutil
 
 from tests import xla_flags
@@ -24,6 +25,19 @@ gc.set_threshold(100_000, 50, 100)
 # A first example compiles, and machines are busy: time is for the benchmark to judge.
 hypothesis.settings.register_profile("bidi", deadline=None)
 hypothesis.settings.load_profile("bidi")
+
+
+def pytest_collection_modifyitems(items):
+    """For `pytest -n 2 --dist loadgroup`: what many files share is made by one process alone.
+
+    Other files are a group each, for what they compile once.
+    """
+    fixtures: dict[pathlib.Path, set[str]] = {}
+    for item in items:
+        fixtures.setdefault(item.path, set()).update(item.fixturenames)
+    for item in items:
+        shared = [name for name in ("trained", "undisturbed") if name in fixtures[item.path]]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
 
 
 @pytest.fixture(scope="session")

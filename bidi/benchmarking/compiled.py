@@ -135,7 +135,7 @@ def search(
         source,
         target,
         experiment.max_source_length,
-        experiment.evaluation,
+        experiment.evaluation.batch_tokens,
         own,
     )
     lowered = generator.lower_search(source_tokens, experiment.search)

@@ -77,7 +77,7 @@ def measure(
     if not isinstance(config, RecurrentConfig):
         raise TypeError(f"{type(config).__name__}: the article's model is recurrent")
     article = Article(jax.tree.map(np.asarray, generator.params), config, generator.streams, search)
-    per_pair = generator.with_model(
+    per_pair = generator.anew(
         PerPair(config, model.ways, model.target_vocabulary, model.source_vocabulary)
     )
     encoded = generator.encode(sources)

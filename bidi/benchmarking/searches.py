@@ -11,7 +11,6 @@ from bidi.benchmarking import programs
 from bidi.benchmarking.devices import peak_memory
 from bidi.benchmarking.rounds import Spread, interleaved, ratios
 from bidi.errors import UserError
-from bidi.evaluation import restore
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment
@@ -30,25 +29,19 @@ _PRODUCT_BEAM, _PAIRED_BEAM = 3, 6
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained model to be restored.
+    """A trained model.
 
     Attributes:
         workdir: of bidi.train.
         experiment: the workdir's.
-        checkpoint: its step.
+        step: of its checkpoint.
+        generator: the model at work, with batches of the usual size.
     """
 
     workdir: str
     experiment: Experiment
-    checkpoint: str
-
-    def generator(self, batch_tokens: int | None) -> Generator:
-        """The model at work, with nothing compiled yet."""
-        evaluation = self.experiment.evaluation
-        if batch_tokens is not None:
-            evaluation = dataclasses.replace(evaluation, batch_tokens=batch_tokens)
-        experiment = dataclasses.replace(self.experiment, evaluation=evaluation)
-        return restore.restore_generator(self.workdir, experiment, self.checkpoint)[0]
+    step: int
+    generator: Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +182,7 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
         found[row.name] = {}
         for name, texts in (("one", [middle]), ("batch", [middle] * len(sources))):
             # Anew: what was compiled before could not be told apart.
-            generator = models[row.model].generator(None)
+            generator = models[row.model].generator.anew()
             tally = Tally()
             search = functools.partial(_search, generator, row.search, [texts], tally)
             found[row.name][name] = programs.time_shares(search)
@@ -210,7 +203,9 @@ def _at_batch(
     rounds: int,
 ) -> dict[Row, Taken]:
     """All rows at one size of batch."""
-    generators = {name: model.generator(batch_tokens) for name, model in models.items()}
+    generators = {
+        name: model.generator.anew(batch_tokens=batch_tokens) for name, model in models.items()
+    }
     given = [[source] for source in sources[:ALONE]] if batch_tokens is None else [list(sources)]
     runs: dict[Row, Callable[[], float]] = {}
     firsts: dict[Row, Taken] = {}

@@ -12,7 +12,6 @@ from bidi import distributed
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
 from bidi.evaluation.batching import Batching, usual_tokens
-from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.pricing import Priced, Pricing
 from bidi.evaluation.searching import LoweredSearch, Searching
@@ -40,35 +39,39 @@ class Generator:
         source_vocabulary: Vocabulary,
         target_vocabulary: Vocabulary,
         max_source_length: int,
-        evaluation: EvaluationConfig,
+        batch_tokens: int | None,
         devices: Sequence[jax.Device] | None = None,
     ):
         """`max_source_length` in tokens, without marker: longer sources are cut.
 
-        Works on the devices of this process, if no others are given.
+        `batch_tokens`: see `EvaluationConfig`. Works on the devices of this process, if no others
+        are given.
         """
         self.streams, self.target_vocabulary = streams, target_vocabulary
         self.params = params
         self.model, self._source_vocabulary = model, source_vocabulary
-        self._max_source_length, self._evaluation = max_source_length, evaluation
+        self._max_source_length = max_source_length
         used = jax.local_devices() if devices is None else devices
-        tokens = evaluation.batch_tokens
-        if tokens is None:
-            tokens = usual_tokens(used)
+        tokens = usual_tokens(used) if batch_tokens is None else batch_tokens
         self._batching = Batching(tokens, tuple(used))
         self._searching = Searching(model, params, streams, target_vocabulary.size, self._batching)
         self._pricing = Pricing(model, params, streams, self._batching)
 
-    def with_model(self, model: Model) -> "Generator":
-        """The same at work by another module that has these parameters."""
+    def anew(self, model: Model | None = None, batch_tokens: int | None = None) -> "Generator":
+        """Another with these parameters and nothing compiled yet.
+
+        Args:
+            model: a module that has these parameters; this one's unless given.
+            batch_tokens: of its batches, see `EvaluationConfig`; as many as here unless given.
+        """
         return Generator(
-            model,
+            model or self.model,
             self.params,
             self.streams,
             self._source_vocabulary,
             self.target_vocabulary,
             self._max_source_length,
-            self._evaluation,
+            batch_tokens or self._batching.batch_tokens,
             self._batching.devices,
         )
 

@@ -50,7 +50,7 @@ def restore_generator(
         source,
         target,
         experiment.max_source_length,
-        experiment.evaluation,
+        experiment.evaluation.batch_tokens,
     )
     return generator, step
 

@@ -15,7 +15,6 @@ import pytest
 from bidi.data.sources import Example
 from bidi.data.streams import Streams
 from bidi.evaluation import leak
-from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
 from bidi.tokens import EOS, FIRST_TEXT_ID, PAD
@@ -75,7 +74,7 @@ class Copier:
 
 def generator_of(model, streams=STREAMS) -> Generator:
     source = vocabulary_of(SOURCE_LETTERS)
-    return Generator(model, {}, streams, source, VOCABULARY, 7, EvaluationConfig(batch_tokens=64))
+    return Generator(model, {}, streams, source, VOCABULARY, 7, 64)
 
 
 CHANCE = math.log(VOCABULARY.size)

@@ -20,7 +20,6 @@ from bidi.data import vocabulary
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
 from bidi.evaluation import batching
-from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
 from bidi.models.config import TransformerConfig
@@ -76,8 +75,7 @@ def make_generator(seed: int, end: float, **config) -> Generator:
     table_VD *= 4
     table_VD[:, 0] = np.where(np.isin(np.arange(pieces.size), streams.ends), end, 0)
     params["decoder"]["norm"]["bias"][0] = 10
-    evaluation = EvaluationConfig(batch_tokens=64)
-    return Generator(model, params, streams, letters, pieces, 20, evaluation)
+    return Generator(model, params, streams, letters, pieces, 20, batch_tokens=64)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "interact"))
@@ -229,7 +227,14 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize(("count", "config", "model"), SEARCHES.values(), ids=SEARCHES)
+# One of them says most of what all do.
+RUNS = [
+    pytest.param(*search, id=name, marks=() if name == "paired, top" else pytest.mark.slow)
+    for name, search in SEARCHES.items()
+]
+
+
+@pytest.mark.parametrize(("count", "config", "model"), RUNS)
 def test_the_search_is_the_plain_search(count, config, model, monkeypatch):
     device, *_ = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", lambda: [device])

@@ -10,7 +10,6 @@ import numpy as np
 from bidi.data import vocabulary
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
-from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.generate import Generator
 from bidi.search.config import SearchConfig
@@ -68,7 +67,7 @@ def make_generator(
         source,
         target,
         max_source,
-        EvaluationConfig(batch_tokens=batch_tokens),
+        batch_tokens,
     )
 
 

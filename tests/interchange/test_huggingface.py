@@ -1,6 +1,7 @@
 """An export computes what our model computes, by an independent reading of its files."""
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -76,8 +77,12 @@ def log_probs_of_ours(model, params, source_S, streams):
         "segments": np.ones_like(streams["inputs"]).T[None],
         "positions": np.broadcast_to(np.arange(len(TARGET) + 1), (1, model.ways, len(TARGET) + 1)),
     }
-    logits_BWTV = jax.jit(model.apply)({"params": params}, batch)
-    return np.asarray(jax.nn.log_softmax(logits_BWTV))[0]
+    return np.asarray(softmaxed(model, params, batch))[0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def softmaxed(model, params, batch):
+    return jax.nn.log_softmax(model.apply({"params": params}, batch))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

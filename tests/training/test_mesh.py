@@ -26,7 +26,12 @@ from tests.training.test_checkpoints import make_data
 from tests.training.tiny import TOKENS, WAYS, assert_trees_close, assert_trees_equal, make_batch
 
 ROWS = len(TOKENS)
-SHAPES = [(2, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+SHAPES = [
+    pytest.param((2, 1, 1), marks=pytest.mark.slow),
+    (2, 4, 1),
+    (2, 2, 2),
+    pytest.param((1, 1, 8), marks=pytest.mark.slow),
+]
 VOCABULARY = 16
 RNG = jax.random.key(7)
 # As in test_partitioner: a small eps would make rounding large.
@@ -176,8 +181,11 @@ def test_those_that_divide_a_layer_are_in_one_process(kind, tensor):
 @pytest.mark.parametrize(
     "model",
     [
-        {"own_decoders": True, "copy_prior": True, "norm": "post", "encoder_layers": 1},
-        {"partner": Partner(kind="predicted"), "interaction": "top", "tied_embeddings": False},
+        {
+            **{"own_decoders": True, "copy_prior": True, "norm": "post", "encoder_layers": 1},
+            **{"interaction": "top", "tied_embeddings": False},
+            "partner": Partner(kind="predicted"),
+        },
         {"model_class": Recurrent, "copy_prior": True, "encoder_layers": 1},
     ],
 )
