@@ -34,6 +34,8 @@ from bidi.files import path_of
 _A = flags.DEFINE_string("a", None, "A report of bidi.evaluate, with its outputs beside it.")
 _B = flags.DEFINE_string("b", None, "Another one, of the same split.")
 _SEED = 0
+# Name, that of A and of B, and the difference.
+_Row = tuple[str, float, float, Comparison]
 # Names the examples in a report.
 _DIGEST = "examples_sha256"
 
@@ -71,14 +73,16 @@ def main(bindings: list[str]) -> None:
     table = rich.table.Table(title=f"{split}: A - B, percent points; 95 % interval")
     for heading in ("", "A", "B", "A - B", "interval", "p"):
         table.add_column(heading, justify="right")
-    for name, of_a, of_b, found in _compared(a, b, references, loaded.evaluation):
+    words, outputs = _separated(references, kind), _separated([a, b], kind)
+    rates = _rates(outputs, words, loaded.evaluation)
+    bleu = _bleu([a, b], references, kind) if loaded.evaluation.metric == "bleu" else ()
+    for name, of_a, of_b, found in (*rates, *bleu):
         interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
         numbers = (f"{of_a:.2f}", f"{of_b:.2f}")
         table.add_row(name, *numbers, f"{found['difference']:+.2f}", interval, f"{found['p']:.4f}")
     console = verb.console()
     console.print(table)
-    words = _separated(references, kind)
-    overlap = error_overlap(*(metrics.word_errors(of, words) for of in _separated([a, b], kind)))
+    overlap = error_overlap(*(metrics.word_errors(of, words) for of in outputs))
     console.print(
         f"Wrong in both {overlap['both']:.2f} %, only in A {overlap['only_a']:.2f} %, only in B "
         f"{overlap['only_b']:.2f} %; correlation {overlap['correlation']:.3f}",
@@ -86,27 +90,28 @@ def main(bindings: list[str]) -> None:
     )
 
 
-def _compared(
-    a: Sequence[str],
-    b: Sequence[str],
+def _rates(
+    outputs: Sequence[Sequence[str]],
     references: Sequence[Sequence[str]],
     evaluation: EvaluationConfig,
-) -> Iterator[tuple[str, float, float, Comparison]]:
-    """Name, that of a and of b, and the difference: error rates, and what choices were made by."""
-    kind = evaluation.tokens
+) -> Iterator[_Row]:
+    """Error rates of texts whose tokens are separated."""
     headings = error_headings(evaluation)
     rates = {headings["wer"]: metrics.word_errors, headings["per"]: metrics.token_errors}
     if evaluation.metric == "rouge":
-        rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=kind)
-    words, outputs = _separated(references, kind), _separated([a, b], kind)
+        rates["100 - R-L"] = functools.partial(rouge_l_errors, kind=evaluation.tokens)
     for name, errors in rates.items():
-        errors_a, errors_b = (errors(texts, words) for texts in outputs)
+        errors_a, errors_b = (errors(texts, references) for texts in outputs)
         found = paired_bootstrap(errors_a, errors_b, seed=_SEED)
         yield name, errors_a.percent, errors_b.percent, found
-    if evaluation.metric == "bleu":
-        counts = [metrics.bleu_counts(texts, references, kind) for texts in (a, b)]
-        bleu_a, bleu_b = (metrics.bleu_of(of.sum(axis=0)) for of in counts)
-        yield "BLEU", bleu_a, bleu_b, paired_bootstrap_bleu(*counts, seed=_SEED)
+
+
+def _bleu(
+    outputs: Sequence[Sequence[str]], references: Sequence[Sequence[str]], kind: TokenKind
+) -> Iterator[_Row]:
+    counts = [metrics.bleu_counts(texts, references, kind) for texts in outputs]
+    bleu_a, bleu_b = (metrics.bleu_of(of.sum(axis=0)) for of in counts)
+    yield "BLEU", bleu_a, bleu_b, paired_bootstrap_bleu(*counts, seed=_SEED)
 
 
 def _separated(lists: Sequence[Sequence[str]], kind: TokenKind) -> list[list[str]]:

@@ -73,7 +73,8 @@ def on_disk(path: Name) -> pathlib.Path:
 
 def absolute(path: Name) -> epath.Path:
     """A path that means the same in whatever directory one is."""
-    return path_of(path if in_bucket(path) else pathlib.Path(path).resolve())
+    expanded = path_of(path)
+    return expanded if in_bucket(expanded) else path_of(on_disk(expanded).resolve())
 
 
 def relative(path: str, to: str) -> str:

@@ -263,5 +263,7 @@ def test_directories_are_named_from_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.chdir(tmp_path)
     assert relative("runs/b", f"{tmp_path}/runs/a") == "../b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert relative("~/runs/b", f"{tmp_path}/runs/a") == "../b"
     assert relative("gs://bucket/runs/b", "gs://bucket/runs/a") == "../b"
     assert relative("gs://bucket/runs/b", "runs/a") == "gs://bucket/runs/b"

@@ -20,6 +20,8 @@ from bidi.search.config import SearchConfig
 
 log = logging.getLogger(__name__)
 
+_VALIDATION = "validation"
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -69,8 +71,6 @@ class System:
         for generator, config, its_tally in zip(
             self.generators, self.searches, tallies, strict=True
         ):
-            if self.rescores:
-                config = self._for_candidates(generator, config)
             found.append(generator.search(sources, config, its_tally, winner_only))
         if tally is not None:
             of_all = Tally()
@@ -86,14 +86,9 @@ class System:
     def candidate_count(self) -> int:
         """How many outputs of a source agreement chooses among, if none is found twice."""
         return sum(
-            len(generator.streams.writers) * self._for_candidates(generator, config).n_best
+            len(generator.streams.writers) * config.n_best
             for generator, config in zip(self.generators, self.searches, strict=True)
         )
-
-    def _for_candidates(self, generator: Generator, config: SearchConfig) -> SearchConfig:
-        """As many hypotheses as agreement asks for, or as there are."""
-        hypotheses = config.make_coupling(len(generator.streams.directions)).hypotheses
-        return dataclasses.replace(config, n_best=min(self.agreement.n_best, hypotheses))
 
     def rank(self, sources: Sequence[str], found: Sequence[Found]) -> list[tuple[Hypothesis, ...]]:
         """The outputs of each source without repeats, best first; none for an empty source."""
@@ -125,21 +120,28 @@ class System:
             return metrics.word_error_rate(texts, references)
         if self.evaluation.metric == "rouge":
             return rouge.rouge_l_errors(texts, references, self.evaluation.tokens).percent
-        return -metrics.bleu_chrf(texts, references, self.evaluation.tokens)["bleu"]
+        counts = metrics.bleu_counts(texts, references, self.evaluation.tokens)
+        return -metrics.bleu_of(counts.sum(axis=0))
 
-    def save_choice(self, path: epath.Path) -> None:
-        """Keeps the choice, with what it was made for, beside those of other systems."""
+    def save_choice(self, path: epath.Path, validation: str) -> None:
+        """Keeps the choice, with what it was made for, beside those of other systems.
+
+        `validation`: the digest of the split that it was made by.
+        """
         if self.choice is not None:
             key = self._key()
             others = [kept for kept in _kept_choices(path) if not _fits(kept, key)]
-            mine = key | dataclasses.asdict(self.choice)
+            mine = key | {_VALIDATION: validation} | dataclasses.asdict(self.choice)
             write_whole(path, json.dumps([*others, mine], indent=1))
 
-    def saved_choice(self, path: epath.Path) -> Choice | None:
-        """The choice kept, None where there is none for this very system."""
+    def saved_choice(self, path: epath.Path, validation: str | None = None) -> Choice | None:
+        """The choice kept, None where there is none for this very system.
+
+        `validation`: the digest of the split that it must have been made by, if given.
+        """
         key = self._key()
         for kept in _kept_choices(path):
-            if _fits(kept, key):
+            if _fits(kept, key) and validation in (None, kept.get(_VALIDATION)):
                 return Choice(kept["weight"], kept["alpha"])
         return None
 

@@ -90,11 +90,6 @@ class Generator:
         return self._with_end(self._token_ids(sources), Tally())
 
     @property
-    def score_names(self) -> tuple[str, ...]:
-        """What `score` gives of each output."""
-        return self.streams.writers
-
-    @property
     def interacts(self) -> bool:
         """Whether the model's streams can read each other."""
         return self.model.interacts
@@ -163,7 +158,7 @@ class Generator:
                 each sees labels of its own in the other.
 
         Returns:
-            For each source and name of `score_names` float32 [candidates of the source].
+            For each source and name of `streams.writers` float32 [candidates of the source].
 
         Raises:
             ValueError: `interact` is asked of a model without interaction.

@@ -73,23 +73,28 @@ def load_system(
             do, agreement is asked for and there is one score of an output alone, or scores with
             interaction of a model without it.
     """
+    rescore = experiment.agreement.rescore or bool(partner_workdir)
     generators = [restore_generator(workdir, experiment, checkpoint)]
-    searches = [experiment.search]
+    # Candidates are as many as agreement wants.
+    one_best = dataclasses.replace(experiment.search, n_best=1)
+    searches = [one_best if rescore else experiment.search]
     if partner_workdir:
         check_vocabularies(workdir, "--partner_workdir", partner_workdir)
         # Not `experiment`: the partner may have a direction and a shape of its own.
         partner = load_run(partner_workdir, [])
         partner = dataclasses.replace(partner, evaluation=experiment.evaluation)
-        searches.append(_search_of_partner(experiment.search, partner, partner_workdir))
+        searches.append(_search_of_partner(one_best, partner, partner_workdir))
         generators.append(restore_generator(partner_workdir, partner, checkpoint))
     workdirs = (workdir, partner_workdir) if partner_workdir else (workdir,)
-    rescore = experiment.agreement.rescore or bool(partner_workdir)
+    models = tuple(generator for generator, _ in generators)
     if rescore:
-        _check_scores(
-            workdirs, [generator for generator, _ in generators], experiment.agreement.interact
-        )
+        _check_scores(workdirs, models, experiment.agreement.interact)
+        searches = [
+            _for_candidates(search, generator, experiment.agreement.n_best)
+            for search, generator in zip(searches, models, strict=True)
+        ]
     return System(
-        generators=tuple(generator for generator, _ in generators),
+        generators=models,
         workdirs=workdirs,
         steps=tuple(step for _, step in generators),
         searches=tuple(searches),
@@ -125,8 +130,14 @@ def _search_of_partner(search: SearchConfig, partner: Experiment, workdir: str) 
     return search
 
 
+def _for_candidates(search: SearchConfig, generator: Generator, n_best: int) -> SearchConfig:
+    """With as many hypotheses as asked for, or as there are."""
+    hypotheses = search.make_coupling(len(generator.streams.directions)).hypotheses
+    return dataclasses.replace(search, n_best=min(n_best, hypotheses))
+
+
 def _check_scores(workdirs: Sequence[str], generators: Sequence[Generator], interact: bool) -> None:
-    names = generators[0].score_names
+    names = generators[0].streams.writers
     if len(generators) == 1 and len(names) == 1:
         raise UserError(
             f"agreement needs two scores of an output, but the model of --workdir={workdirs[0]} "

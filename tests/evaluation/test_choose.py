@@ -16,7 +16,6 @@ from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.evaluation.restore import load_system
-from bidi.search.config import SearchConfig
 from tests.trained_run import STEPS
 
 SOURCES = ["abc", "", "edcba", "bb", "   ", "ea", "abcdeabcde"]
@@ -275,21 +274,34 @@ def test_bleu_of_chinese_is_of_characters(both, monkeypatch):
 @pytest.mark.parametrize(
     ("coupling", "beam_size", "expected"), [("none", 6, 8), ("none", 3, 6), ("paired", 4, 4)]
 )
-def test_agreement_chooses_among_as_many_as_there_are(both, coupling, beam_size, expected):
-    """Four of each direction, but no more than a beam has."""
-    search = SearchConfig(coupling=coupling, beam_size=beam_size, alpha=0.1)
-    system = dataclasses.replace(both, searches=(search,))
-    assert system.candidate_count == expected
+def test_agreement_chooses_among_as_many_as_there_are(trained, coupling, beam_size, expected):
+    """Four of each direction, but no more than a beam has; whatever `Search.n_best` says."""
+    bindings = [
+        f"Search.coupling = {coupling!r}",
+        f"Search.beam_size = {beam_size}",
+        "Search.n_best = 2",
+        "Transformer.interaction = 'layers'",
+        "Agreement.rescore = True",
+    ]
+    assert load(trained.both, None, *bindings).candidate_count == expected
+
+
+def test_search_n_best_is_nothing_to_agreement(trained, partners, tmp_path):
+    path = tmp_path / "agreement.json"
+    dataclasses.replace(partners, choice=Choice(0.3, 1.5)).save_choice(path, "digest")
+    other = load(trained.l2r, trained.r2l, "Search.n_best = 3")
+    assert other.saved_choice(path) == Choice(0.3, 1.5)
+    assert other.search.n_best == 4
 
 
 def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_path):
     path = tmp_path / "agreement.json"
     assert agreeing.saved_choice(path) is None
-    agreeing.save_choice(path)
+    agreeing.save_choice(path, "digest")
     assert not path.exists()
 
     tuned = dataclasses.replace(partners, choice=Choice(0.3, 1.5))
-    tuned.save_choice(path)
+    tuned.save_choice(path, "digest")
     assert list(tmp_path.iterdir()) == [path]
     assert partners.saved_choice(path) == tuned.choice
     again = load(trained.l2r, trained.r2l, "Evaluation.samples = 7")
@@ -314,17 +326,20 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
     for other in others:
         assert other.saved_choice(path) is None
         other = dataclasses.replace(other, choice=Choice(0.7, 0.0))
-        other.save_choice(path)
+        other.save_choice(path, "digest")
         assert other.saved_choice(path) == other.choice
         assert partners.saved_choice(path) == tuned.choice
-    dataclasses.replace(partners, choice=Choice(0.4, 0.0)).save_choice(path)
+    dataclasses.replace(partners, choice=Choice(0.4, 0.0)).save_choice(path, "another")
     assert partners.saved_choice(path) == Choice(0.4, 0.0)
+    # Made by another validation split.
+    assert partners.saved_choice(path, "digest") is None
+    assert partners.saved_choice(path, "another") == Choice(0.4, 0.0)
     assert len(json.loads(path.read_text())) == 1 + len(others)
 
 
 def test_a_choice_goes_with_the_workdirs(trained, partners, tmp_path, monkeypatch):
     path = tmp_path / "agreement.json"
-    dataclasses.replace(partners, choice=Choice(0.3, 1.5)).save_choice(path)
+    dataclasses.replace(partners, choice=Choice(0.3, 1.5)).save_choice(path, "digest")
     assert str(tmp_path.parent) not in path.read_text()
     monkeypatch.chdir(trained.l2r.parent)
     moved = dataclasses.replace(partners, workdirs=("l2r", "r2l"))

@@ -134,7 +134,7 @@ def test_scores_are_those_of_the_streams_of_one_candidate(name, interact):
     scores = generator.score(sources, candidates, interact)
     alone = generator.score(sources, candidates)
     for one, other in zip(scores, alone, strict=True):
-        for direction in generator.score_names:
+        for direction in generator.streams.writers:
             assert (abs(one[direction] - other[direction]) > 1e-3).all() == interact
     for source, listed, of_source in zip(sources, candidates, scores, strict=True):
         batch = tiny.source_batch([[1] * 5])
