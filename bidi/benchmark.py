@@ -27,6 +27,7 @@ from bidi.benchmarking import compiled, losses, product, searches, tables, updat
 from bidi.data.prepared import Prepared
 from bidi.errors import UserError
 from bidi.evaluation import restore
+from bidi.evaluation.generate import Generator
 from bidi.files import path_of, write_whole
 from bidi.models.config import RecurrentConfig
 from bidi.provenance import CompileMeter, provenance
@@ -79,6 +80,8 @@ def loss(bindings: list[str]) -> None:
     loaded = _experiment(bindings)
     if loaded is None:
         return
+    if loaded.mesh.tensor != 1:
+        raise UserError(f"Mesh.tensor = {loaded.mesh.tensor}: the loss is measured on one device")
     _, target = compiled.vocabularies(loaded)
     report = losses.measure(loaded, target.size, CompileMeter(), rounds=_ROUNDS.value)
     tables.print_loss(report, verb.console())
@@ -91,27 +94,32 @@ def search(bindings: list[str]) -> None:
     if models is None:
         return
     (generator,), (step,) = models.system.generators, models.system.steps
-    found = {"model": searches.Model(str(models.workdir), models.experiment, step, generator)}
-    configs = {"model": models.config}
+    generators = {"model": generator}
+    named = {"model": _named(str(models.workdir), step, models.config)}
     if _L2R.value:
-        found["L2R"] = _one_direction(_L2R.value, bindings, models)
-        configs["L2R"] = config.operative()
+        generators["L2R"], step = _one_direction(_L2R.value, bindings, models)
+        named["L2R"] = _named(_L2R.value, step, config.operative())
     prepared = Prepared.open(models.experiment.data.directory)
     beams, sizes = _numbers(_BEAMS), _numbers(_BATCH_TOKENS)
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
-    shares = searches.shares(found, sources, beams) if _PROFILE.value else {}
-    report = searches.measure(found, sources, beams, sizes, CompileMeter(), rounds=_ROUNDS.value)
-    named = {
-        name: {"workdir": one.workdir, "checkpoint": str(one.step), "config": configs[name]}
-        for name, one in found.items()
-    }
+    rows = searches.rows(models.experiment, beams, "L2R" in generators)
+    shares = searches.shares(generators, rows, sources) if _PROFILE.value else {}
+    report = searches.measure(
+        generators, rows, sources, sizes, CompileMeter(), rounds=_ROUNDS.value
+    )
     report = {"models": named, "sentences": len(sources), **report, "shares": shares}
     tables.print_searches(report, verb.console())
     _write(report, models.config)
 
 
-def _one_direction(workdir: str, bindings: list[str], beside: trained.Trained) -> searches.Model:
-    """The model of `--l2r_workdir`, changed as the other is but for its search, which is the same.
+def _named(workdir: str, step: int, operative: str) -> dict[str, str]:
+    return {"workdir": workdir, "checkpoint": str(step), "config": operative}
+
+
+def _one_direction(
+    workdir: str, bindings: list[str], beside: trained.Trained
+) -> tuple[Generator, int]:
+    """The model of `--l2r_workdir`, changed as the other is but for its search, and its step.
 
     Its config is the one loaded last.
     """
@@ -122,12 +130,13 @@ def _one_direction(workdir: str, bindings: list[str], beside: trained.Trained) -
             f"--l2r_workdir={workdir} has Streams.ways = {l2r.streams.ways!r}: name a run of 'l2r'"
         )
     restore.check_vocabularies(beside.workdir, "--l2r_workdir", workdir)
-    generator, step = restore.restore_generator(workdir, l2r, "best")
-    return searches.Model(workdir, l2r, step, generator)
+    return restore.restore_generator(workdir, l2r, "best")
 
 
 def article(bindings: list[str]) -> None:
     """Measures the article's search."""
+    if _L2R.value:
+        raise UserError("--l2r_workdir is not for this: it measures searches of one model")
     models = _single_model(bindings)
     if models is None:
         return
@@ -143,11 +152,10 @@ def article(bindings: list[str]) -> None:
             "Experiment.model = @Recurrent(), Recurrent.interaction = 'top' and "
             "Recurrent.copy_prior = True that writes whole streams"
         )
-    if (search.coupling, search.partner_weights) != ("product", "equal"):
-        raise UserError(
-            f"Search.coupling = {search.coupling!r}, Search.partner_weights = "
-            f"{search.partner_weights!r}: the article's are 'product' and 'equal'"
-        )
+    his = {"coupling": "product", "partner_weights": "equal", "rank_unfinished": False}
+    if others := [name for name, value in his.items() if getattr(search, name) != value]:
+        wanted = ", ".join(f"Search.{name} = {his[name]!r}" for name in others)
+        raise UserError(f"the article's search has {wanted}")
     prepared = Prepared.open(models.experiment.data.directory)
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
     (generator,) = models.system.generators

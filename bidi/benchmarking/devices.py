@@ -48,7 +48,9 @@ CHIPS = {
 _PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200 NVL": 835e12,
     **{kind: chip.flops for kind, chip in CHIPS.items()},
 }
 

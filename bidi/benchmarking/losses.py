@@ -3,7 +3,7 @@
 Letters: B batch, W ways, T target steps, D model, V vocabulary.
 """
 
-import time
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bidi.benchmarking import programs
-from bidi.benchmarking.rounds import Spread, interleaved, ratios
+from bidi.benchmarking.rounds import Spread, interleaved, ratios, seconds_of
 from bidi.experiment import Experiment
 from bidi.models.output import Output, project
 from bidi.provenance import CompileMeter
@@ -67,12 +67,6 @@ class Loss:
         """Loss and gradient."""
         return jax.block_until_ready(self._program(*self._arguments))
 
-    def seconds(self) -> float:
-        """Of one `run`."""
-        start = time.perf_counter()
-        self.run()
-        return time.perf_counter() - start
-
 
 def measure(
     experiment: Experiment, vocabulary: int, compiled: CompileMeter, *, rounds: int
@@ -104,7 +98,7 @@ def measure(
         name: Loss(form, arguments, smoothing, compiled)
         for name, form in ((CHUNKED, chunked), (PLAIN, plain))
     }
-    runs = {name: loss.seconds for name, loss in losses.items()}
+    runs = {name: functools.partial(seconds_of, loss.run) for name, loss in losses.items()}
     taken = interleaved(rounds, runs, compiled)
     return {
         "shape": [*shape_BWT, model.model_size, vocabulary],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from bidi.benchmarking.article import Article
-from bidi.benchmarking.rounds import Spread, interleaved, ratios
+from bidi.benchmarking.rounds import Spread, interleaved, ratios, seconds_of
 from bidi.evaluation.found import Found
 from bidi.evaluation.generate import Generator
 from bidi.models.config import RecurrentConfig
@@ -89,9 +88,8 @@ def measure(
         "batches, streams once a pair": functools.partial(per_pair.search, sources, search),
     }
     found = {name: run() for name, run in searches.items()}
-    seconds = interleaved(
-        rounds, {name: functools.partial(_seconds, run) for name, run in searches.items()}, compiled
-    )
+    runs = {name: functools.partial(seconds_of, run) for name, run in searches.items()}
+    seconds = interleaved(rounds, runs, compiled)
     first = next(iter(searches))
     return {
         "sentences": len(sources),
@@ -113,9 +111,3 @@ def _is_same(one: Found, other: Found) -> bool:
     if one.winner is None or other.winner is None:
         return one.winner is other.winner
     return abs(one.winner.score - other.winner.score) < _TOLERANCE
-
-
-def _seconds(run: Callable[[], list[Found]]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
@@ -61,6 +62,13 @@ def interleaved(
             f"{compiled.count - before} programs were compiled while times were measured"
         )
     return results
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long a run takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def ratios(values: Iterable[float], to: Iterable[float]) -> Spread:

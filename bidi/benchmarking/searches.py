@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bidi.benchmarking import programs
 from bidi.benchmarking.devices import peak_memory
-from bidi.benchmarking.rounds import Spread, interleaved, ratios
+from bidi.benchmarking.rounds import Spread, interleaved, ratios, seconds_of
 from bidi.errors import UserError
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
@@ -25,23 +24,6 @@ ALONE = 50
 
 # The beams at which `product` and `paired` are compared: of each direction, and of both together.
 _PRODUCT_BEAM, _PAIRED_BEAM = 3, 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained model.
-
-    Attributes:
-        workdir: of bidi.train.
-        experiment: the workdir's.
-        step: of its checkpoint.
-        generator: the model at work, with batches of the usual size.
-    """
-
-    workdir: str
-    experiment: Experiment
-    step: int
-    generator: Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +114,9 @@ def rows(model: Experiment, beams: Sequence[int], base: bool) -> list[Row]:
 
 
 def measure(
-    models: dict[str, Model],
+    models: dict[str, Generator],
+    listed: Sequence[Row],
     sources: Sequence[str],
-    beams: Sequence[int],
     batch_tokens: Sequence[int],
     compiled: CompileMeter,
     *,
@@ -144,8 +126,8 @@ def measure(
 
     Args:
         models: 'model' and, if there is one, 'L2R', of one direction.
+        listed: the rows.
         sources: texts.
-        beams: see `rows`.
         batch_tokens: sizes of batch, in source tokens, beside one sentence at a time.
         compiled: counts since before.
         rounds: in each, all rows are measured once, in turn.
@@ -155,7 +137,6 @@ def measure(
         the `best` of the sizes and there the ratio to L2R's own best; `memory`. What was measured
         in every round is a `Spread`.
     """
-    listed = rows(models["model"].experiment, beams, "L2R" in models)
     taken = {
         size: _at_batch(models, listed, sources, size, compiled, rounds)
         for size in (None, *batch_tokens)
@@ -166,7 +147,7 @@ def measure(
     }
 
 
-def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int]) -> dict:
+def shares(models: dict[str, Generator], listed: Sequence[Row], sources: Sequence[str]) -> dict:
     """For each row how its time on the devices is shared out, alone and in a batch.
 
     All sources of the batch are copies of one of middle length, so that one program runs.
@@ -177,12 +158,12 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
     """
     middle = sorted(sources, key=len)[len(sources) // 2]
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows(models["model"].experiment, beams, "L2R" in models):
+    for row in listed:
         log.info("Tracing: %s", row.name)
         found[row.name] = {}
         for name, texts in (("one", [middle]), ("batch", [middle] * len(sources))):
             # Anew: what was compiled before could not be told apart.
-            generator = models[row.model].generator.anew()
+            generator = models[row.model].anew()
             tally = Tally()
             search = functools.partial(_search, generator, row.search, [texts], tally)
             found[row.name][name] = programs.time_shares(search)
@@ -195,7 +176,7 @@ def shares(models: dict[str, Model], sources: Sequence[str], beams: Sequence[int
 
 
 def _at_batch(
-    models: dict[str, Model],
+    models: dict[str, Generator],
     listed: Sequence[Row],
     sources: Sequence[str],
     batch_tokens: int | None,
@@ -203,9 +184,7 @@ def _at_batch(
     rounds: int,
 ) -> dict[Row, Taken]:
     """All rows at one size of batch."""
-    generators = {
-        name: model.generator.anew(batch_tokens=batch_tokens) for name, model in models.items()
-    }
+    generators = {name: model.anew(batch_tokens=batch_tokens) for name, model in models.items()}
     given = [[source] for source in sources[:ALONE]] if batch_tokens is None else [list(sources)]
     runs: dict[Row, Callable[[], float]] = {}
     firsts: dict[Row, Taken] = {}
@@ -223,7 +202,7 @@ def _at_batch(
             compile_seconds=compiled.seconds - before,
             memory=programs.memory(executables),
         )
-        runs[row] = functools.partial(_seconds, search)
+        runs[row] = functools.partial(seconds_of, functools.partial(search, Tally()))
     log.info("Measuring them")
     seconds = interleaved(rounds, runs, compiled)
     return {row: dataclasses.replace(firsts[row], seconds=seconds[row]) for row in listed}
@@ -239,12 +218,6 @@ def _search(
         for one in generator.search(sources, config, tally, winner_only=True)
     ]
     return sum(len(winner.tokens) for winner in winners if winner)
-
-
-def _seconds(search: Callable[[Tally], int]) -> float:
-    start = time.perf_counter()
-    search(Tally())
-    return time.perf_counter() - start
 
 
 def row_report(row: Row, taken: dict[int | None, dict[Row, Taken]]) -> dict[str, Any]:

@@ -250,9 +250,10 @@ def _products(experiment: Experiment) -> dict[str, Product]:
     """
     batches, model = experiment.batches, experiment.transformer
     tokens = batches.rows * batches.target_length * len(experiment.streams.directions)
-    tokens //= jax.local_device_count() * experiment.training.accumulation
+    data, fsdp, tensor = experiment.mesh.shape(jax.device_count())
+    tokens //= data * fsdp * experiment.training.accumulation
     square = SQUARE[jax.default_backend()]
-    sizes = [(tokens, model.model_size, model.feedforward_size), (square, square, square)]
+    sizes = [(tokens, model.model_size, model.feedforward_size // tensor), (square,) * 3]
     return {
         f"{rows} x {inner} x {outer}": Product(rows, inner, outer, model.activation_dtype)
         for rows, inner, outer in sizes

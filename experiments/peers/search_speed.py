@@ -76,9 +76,9 @@ def _serve(name: str, threads: int, workdir: str, run: str, test: str) -> Served
 
 def _best_batch(name: str, system: Served, asked: dict[str, Any]) -> int:
     """The batch of the fastest search; what was tried goes to stderr."""
-    seconds, kind = {}, SYSTEMS[name]
-    for batch in BATCHES[kind]:
-        for _ in range(2 if kind == "bidi" else 1):  # its first one compiles
+    seconds = {}
+    for batch in BATCHES[SYSTEMS[name]]:
+        for _ in range(2):  # the first one compiles, or warms up
             found = system.ask("search", batch=batch, **asked)
         seconds[batch] = found["seconds"]
     print(f"{name}, {asked}: seconds by batch {seconds}", file=sys.stderr, flush=True)

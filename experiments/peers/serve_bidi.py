@@ -21,8 +21,8 @@ class Bidi:
     def __init__(self, workdir: str, test: str):
         start = time.perf_counter()
         self._experiment = load_run(workdir, [])
-        self._workdir = workdir
-        self._generators = {None: self._load(None)}
+        (generator,) = load_system(workdir, self._experiment, "best", None).generators
+        self._generators = {None: generator}
         self._load_seconds = time.perf_counter() - start
         self._vocabulary = Vocabulary((pathlib.Path(workdir) / "source.model").read_bytes())
         self._texts = [sentence["text"] for sentence in json.loads(pathlib.Path(test).read_text())]
@@ -40,8 +40,9 @@ class Bidi:
         """
         del exact
         texts = self._texts[:first]
-        generator = self._generators.get(batch) or self._load(batch)
-        self._generators[batch] = generator
+        if batch not in self._generators:
+            self._generators[batch] = self._generators[None].anew(batch_tokens=batch)
+        generator = self._generators[batch]
         config = dataclasses.replace(
             self._experiment.search,
             coupling="none",
@@ -72,13 +73,6 @@ class Bidi:
         candidates = [[tuple(one)] for one in tokens]
         scores = self._generators[None].score(self._texts[: len(tokens)], candidates)
         return [float(score["l2r"][0]) for score in scores]
-
-    def _load(self, batch: int | None):
-        evaluation = self._experiment.evaluation
-        if batch is not None:
-            evaluation = dataclasses.replace(evaluation, batch_tokens=batch)
-        experiment = dataclasses.replace(self._experiment, evaluation=evaluation)
-        return load_system(self._workdir, experiment, "best", None).generators[0]
 
 
 if __name__ == "__main__":

@@ -152,12 +152,13 @@ def _print(results: list[dict]) -> None:
     print("|--:|---|--:|--:|--:|--:|")
     for row in results:
         speeds = [one["tokens"] / one["seconds"] for one in row["rounds"]]
+        tokens = sum(one["tokens"] for one in row["rounds"])
         updates = sum(one["updates"] for one in row["rounds"])
-        tokens, seconds = (sum(one[key] for one in row["rounds"]) for key in ("tokens", "seconds"))
+        seconds = statistics.median(one["seconds"] / one["updates"] for one in row["rounds"])
         print(
             f"| {row['threads']} | {row['system']} | {statistics.median(speeds):,.0f} "
             f"| {min(speeds):,.0f}-{max(speeds):,.0f} | {tokens / updates:,.0f} "
-            f"| {1000 * seconds / updates:,.0f} |"
+            f"| {1000 * seconds:,.0f} |"
         )
     for row in results:
         if row["first_seconds"] is not None:
