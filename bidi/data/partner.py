@@ -76,11 +76,7 @@ class Partner:
                 f"Partner.predicted_from = {self.predicted_from} and Partner.predicted_until = "
                 f"{self.predicted_until} must be numbers of updates, the first at most the second"
             )
-        if not 0 <= self.corrupted < 1:
-            raise ValueError(
-                f"Partner.corrupted = {self.corrupted} is a share of the tokens: it must be at "
-                "least 0 and less than 1"
-            )
+        ranges.check(self, "Partner", "corrupted", least=0, below=1)
 
 
 # What only one kind has.

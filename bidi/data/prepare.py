@@ -142,13 +142,16 @@ def _settings(config: DataConfig) -> dict[str, Any]:
 
 
 def check_prepared(config: DataConfig, manifest: dict[str, Any]) -> None:
-    """Compares a config with prepared data; the source, which may be gone by now, is not read.
+    """Compares a config with prepared data.
+
+    Of the source, which may be gone by now, nothing is read: its settings are compared.
 
     Raises:
       DataError: The data were prepared with other settings.
     """
-    settings = _settings(config)
-    prepared = {key: old for key, old in manifest["fingerprint"].items() if key != "source"}
+    settings = _settings(config) | {"source": config.source.settings()}
+    source = config.source.settings_in(manifest["fingerprint"]["source"])
+    prepared = manifest["fingerprint"] | {"source": source}
     if different := list(_differences(prepared, settings)):
         raise DataError(
             f"{config.directory} was prepared with other settings: {'; '.join(different)}. Take "
@@ -168,8 +171,7 @@ def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
         return
     temporary = directory.parent / f".{directory.name}.preparing"
     temporary.mkdir(exist_ok=True)
-    # The lock ends with the process, however that ends, and goes where the directory goes: whoever
-    # opened it before the rename finds the manifest in place once it gets the lock.
+    # The lock ends with the process, however that ends, and goes where the directory goes.
     with (temporary / _LOCK).open("w") as held:
         try:
             if not lock(held, wait=False):

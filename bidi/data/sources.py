@@ -62,7 +62,7 @@ def expand(path: str) -> epath.Path:
         ) from error
     except ValueError as error:
         raise DataError(f"{path!r}: write $NAME or ${{NAME}}, and $$ for a dollar") from error
-    return path_of(filled).expanduser()
+    return path_of(filled)
 
 
 @gin.configurable("ParallelText")
@@ -121,6 +121,16 @@ class ParallelText:
             "kind": "ParallelText",
             "files": {s: [_sha256(path) for path in self._files(s)] for s in self.splits},
         }
+
+    def settings(self) -> dict[str, Any]:
+        """What of the fingerprint the config says by itself, whatever the files hold."""
+        return {"kind": "ParallelText", "splits": sorted(self.source)}
+
+    def settings_in(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """The same of data prepared earlier."""
+        if fingerprint["kind"] != "ParallelText":
+            return {"kind": fingerprint["kind"]}
+        return {"kind": "ParallelText", "splits": sorted(fingerprint["files"])}
 
     def _files(self, split: str) -> list[epath.Path]:
         targets = self.target[split]
@@ -191,6 +201,21 @@ class Tfds:
             "examples": {s: info.splits[name].num_examples for s, name in self.splits.items()},
             "bytes": {s: info.splits[name].num_bytes for s, name in self.splits.items()},
         }
+
+    def settings(self) -> dict[str, Any]:
+        """What of the fingerprint the config says by itself, without TFDS; not the version."""
+        said = {key: getattr(self, key) for key in ("source_key", "target_key", "splits")}
+        return {"kind": "Tfds", "name": self.name.partition(":")[0], **said}
+
+    def settings_in(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """The same of data prepared earlier."""
+        if fingerprint["kind"] != "Tfds":
+            return {"kind": fingerprint["kind"]}
+        # In full it has the config that TFDS chose, too, and the version.
+        parts = len(self.name.split("/"))
+        name = "/".join(fingerprint["name"].split("/")[:parts])
+        said = {key: fingerprint[key] for key in ("source_key", "target_key", "splits")}
+        return {"kind": "Tfds", "name": name, **said}
 
     @functools.cached_property
     def _builder(self) -> Any:

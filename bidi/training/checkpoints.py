@@ -166,6 +166,8 @@ class Checkpoints:
         self.wait()  # what is being saved here is not what was left
         distributed.from_first(self._remove_unfinished)
         steps = sorted(self._manager.all_steps(), reverse=True)
+        # A network's file system may show one process an older listing than another.
+        distributed.check_alike({f"checkpoints in {self.directory}": steps})
         failures = []
         for step in steps:
             # First what each process reads for itself: the rest they read together, and would wait.

@@ -4,11 +4,12 @@ import logging
 from typing import Any
 
 from bidi import config as gin_config
+from bidi import distributed
 from bidi.config import ConfigError
 from bidi.data.prepared import Prepared
 from bidi.data.sources import expand
 from bidi.experiment import CONFIG_FILE, data_identity, differences
-from bidi.training.checkpoints import Checkpoints
+from bidi.training.checkpoints import Checkpoints, checksum
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
         checkpoints.close()
     if heads := [other for other in others if ".heads = " in other]:
         raise ConfigError(f"{named}: its parameters mean something else here:{heads[0]}")
+    # A run that goes on may have a better one by the time that another process looks.
+    distributed.check_alike({f"{named}, parameters with the checksum": int(checksum(restored))})
     log.info("Starting with the parameters of step %d in %s%s", step, path, "".join(others))
     return restored
 

@@ -159,7 +159,6 @@ class TrainMeter:
         self._pending: tuple[int, Any] | None = None
         self._totals: Any = None
         self._updates = 0  # whose metrics are in the totals
-        self._made = 0  # those skipped too: they take time
         self._untimed = 0
         self._since = time.perf_counter()
 
@@ -179,7 +178,6 @@ class TrainMeter:
             return
         step, metrics = self._pending
         self._pending = None
-        self._made += 1
         # Read where there are any: those of many devices are many.
         suspects = metrics.pop("suspects")
         metrics = jax.device_get(metrics)
@@ -209,20 +207,21 @@ class TrainMeter:
     def row(self) -> dict[str, float]:
         """The means since the last row; nothing where there were no updates."""
         now = time.perf_counter()
-        seconds, timed = now - self._since, self._made - self._untimed
+        made = self._updates + self._skipped  # these take time too
+        seconds, timed = now - self._since, made - self._untimed
         row = {}
         if self._updates:
             sums = self._totals["sums"]
             row = means(sums, self._directions, "train")
             row["train/gradient_norm"] = float(self._totals["gradient_norm"]) / self._updates
             if timed:
-                tokens = float(sums.tokens_W.sum()) * timed / self._made
+                tokens = float(sums.tokens_W.sum()) * timed / made
                 row["train/tokens_per_second"] = tokens / seconds
         if self._skipped:
             row["train/skipped"] = float(self._skipped)
         if timed:
             row["train/milliseconds_per_update"] = 1000 * seconds / timed
-        self._totals, self._updates, self._made, self._skipped = None, 0, 0, 0
+        self._totals, self._updates, self._skipped = None, 0, 0
         self._untimed, self._since = 0, now
         return row
 

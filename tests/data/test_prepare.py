@@ -14,7 +14,7 @@ from bidi.data import splits
 from bidi.data.config import DataConfig
 from bidi.data.prepare import check_prepared, prepare
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError, ParallelText
+from bidi.data.sources import DataError, ParallelText, Tfds
 from bidi.data.vocabulary import VocabularyConfig
 from bidi.tokens import UNK
 
@@ -281,6 +281,32 @@ def test_a_config_is_compared_with_what_was_prepared(config):
     joint = dataclasses.replace(config, target_vocabulary=None)
     with pytest.raises(DataError, match="target_vocabulary"):
         check_prepared(joint, manifest)
+
+
+def test_what_a_config_says_of_its_source_is_compared_too(config):
+    """And nothing read of it."""
+    manifest = prepare(config)
+    other = Tfds("cmudict/plain", "word", "pronunciation")
+    with pytest.raises(DataError, match=r"source\.kind was 'ParallelText' and is now 'Tfds'"):
+        check_prepared(dataclasses.replace(config, source=other), manifest)
+
+    name = "cmudict/plain/1.0.0"
+    of_tfds = {"kind": "Tfds", "name": name, "source_key": "word", "target_key": "pronunciation"}
+    of_tfds |= {"splits": other.splits, "examples": {}, "bytes": {}}
+    manifest["fingerprint"]["source"] = of_tfds
+    for fits in ("cmudict", "cmudict/plain", "cmudict/plain:1.0.0"):
+        source = dataclasses.replace(other, name=fits)
+        check_prepared(dataclasses.replace(config, source=source), manifest)
+    for change, says in (
+        ({"name": "cmudict/stress"}, r"source\.name was 'cmudict/plain' and is now"),
+        ({"target_key": "word"}, r"source\.target_key was 'pronunciation'"),
+        ({"splits": {"train": "train[:10%]"}}, r"source\.splits\.train was 'train' and is now"),
+    ):
+        source = dataclasses.replace(other, **change)
+        with pytest.raises(DataError, match=says):
+            check_prepared(dataclasses.replace(config, source=source), manifest)
+    with pytest.raises(DataError, match=r"source\.kind was 'Tfds' and is now 'ParallelText'"):
+        check_prepared(config, manifest)
 
 
 def test_cut_sources_are_other_data(config):
