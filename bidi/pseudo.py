@@ -13,6 +13,7 @@ The same command again goes on where it was stopped.
 """
 
 import contextlib
+import gc
 from collections.abc import Iterator
 
 import jax
@@ -27,7 +28,6 @@ from bidi.data.sources import DataError, expand
 from bidi.data.streams import Direction
 from bidi.errors import UserError
 from bidi.evaluation.label import Labellers, label, load_labellers
-from bidi.experiment import Experiment
 from bidi.files import path_of
 from bidi.training import loop
 from bidi.training.lock import locked
@@ -97,25 +97,30 @@ def _run_recipe(bindings: list[str]) -> bool:
             "Partner.recipe is not set: write Partner.recipe = @Pseudo() and Pseudo.labeller_files "
             "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
         )
-    # Before anything is trained: all that can be known to be wrong.
+    # Before anything is trained: all that can be known to be wrong. What is checked is what runs,
+    # hours later: its text is kept, since files may be edited meanwhile.
     verb.check_alike()
+    text, workdir = config.operative(), path_of(_WORKDIR.value)
     prepared = Prepared.open(loaded.data.directory)
-    _check_labellers(recipe, loaded.data.directory, prepared)
+    loop.check_workdir(workdir, prepared)
+    labellers = _checked_labellers(recipe, loaded.data.directory, prepared)
     loop.check(loaded, prepared)
     # Of all phases: one may be over just when it is asked to stop.
     with StopOnSignal() as stop:
         directory, workdirs = expand(loaded.partner.directory), []
         for fold in range(recipe.folds):
-            trained = _train_labellers(recipe, loaded.data.directory, directory, fold, stop)
+            trained = _train_labellers(labellers, directory, fold, recipe.folds, stop)
             if trained is None:
                 return False
             workdirs.append(trained)
-        labellers = [load_labellers(w, "best", prepared) for w in workdirs]
-        if not _label(directory, prepared, labellers, stop) or _asked(stop):
+        if not _label_by(workdirs, directory, prepared, stop) or _asked(stop):
             return False
+        # A search that is compiled holds itself in a cycle, and the labeller's parameters on all
+        # devices.
+        gc.collect()
         # Again: what was loaded last is what a run writes down.
-        loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
-        return loop.train(loaded, path_of(_WORKDIR.value), stop).finished
+        loaded = config.load(experiment.build, [], [], {"the config of --gin_file": text})
+        return loop.train(loaded, workdir, stop).finished
 
 
 def _asked(stop: StopOnSignal) -> bool:
@@ -123,10 +128,16 @@ def _asked(stop: StopOnSignal) -> bool:
     return any(distributed.allgather(stop.is_set()))
 
 
-def _check_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> None:
+def _checked_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> dict[str, str]:
+    """File -> config of each labeller as gin text, of the first fold."""
+    texts: dict[str, str] = {}
     writers: list[str] = []
+    bindings = [*recipe.labeller_bindings, f"Data.directory = {data!r}", *_fold(0, recipe.folds)]
     for file in recipe.labeller_files:
-        labeller = _load_labeller(recipe, file, data, fold=0)
+        with _naming(file):
+            labeller = config.load(experiment.build, [file], bindings)
+            verb.check_alike()
+        texts[file] = config.operative()
         writers += labeller.streams.writers
         if recipe.folds > 1 and labeller.training.initialize_from:
             raise ConfigError(
@@ -142,20 +153,28 @@ def _check_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> Non
             f"{' and '.join(writers) or 'nothing'}: name one model of both directions, or one "
             "for each"
         )
+    return texts
+
+
+def _fold(fold: int, folds: int) -> list[str]:
+    """The binding that keeps a fold from those who shall label it."""
+    return [f"Training.hold_out = {(fold, folds)}"] if folds > 1 else []
 
 
 def _train_labellers(
-    recipe: PseudoRecipe,
-    data: str,
+    labellers: dict[str, str],
     directory: epath.Path,
     fold: int,
+    folds: int,
     stop: StopOnSignal,
 ) -> dict[Direction, epath.Path] | None:
     """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
     workdirs: dict[Direction, epath.Path] = {}
-    for file in recipe.labeller_files:
-        labeller = _load_labeller(recipe, file, data, fold)
-        name = f"{labeller.streams.ways}-{fold}-of-{recipe.folds}"
+    for file, text in labellers.items():
+        labeller = config.load(
+            experiment.build, [], _fold(fold, folds), {f"the config of {file}": text}
+        )
+        name = f"{labeller.streams.ways}-{fold}-of-{folds}"
         workdir = directory / "labellers" / name
         try:
             if not loop.train(labeller, workdir, stop).finished or _asked(stop):
@@ -169,14 +188,6 @@ def _train_labellers(
     return workdirs
 
 
-def _load_labeller(recipe: PseudoRecipe, file: str, data: str, fold: int) -> Experiment:
-    bindings = [*recipe.labeller_bindings, f"Data.directory = {data!r}"]
-    if recipe.folds > 1:
-        bindings.append(f"Training.hold_out = {(fold, recipe.folds)}")
-    with _naming(file):
-        return config.load(experiment.build, [file], bindings)
-
-
 @contextlib.contextmanager
 def _naming(file: str) -> Iterator[None]:
     """Errors say of which labeller they are."""
@@ -184,6 +195,17 @@ def _naming(file: str) -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         raise type(error)(f"the labeller {file} of Partner.recipe: {error}") from None
+
+
+def _label_by(
+    workdirs: list[dict[Direction, epath.Path]],
+    directory: epath.Path,
+    prepared: Prepared,
+    stop: StopOnSignal,
+) -> bool:
+    """`_label` by the models of each fold's workdirs, which nobody holds afterwards."""
+    labellers = [load_labellers(of_fold, "best", prepared) for of_fold in workdirs]
+    return _label(directory, prepared, labellers, stop)
 
 
 def _label(

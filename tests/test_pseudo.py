@@ -1,5 +1,6 @@
 """The verb: the whole recipe in small, and labels only, killed and begun again."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 
-from bidi import config, experiment
+from bidi import config, distributed, experiment
 from bidi import pseudo as pseudo_verb
 from bidi.config import ConfigError
 from bidi.data import pipeline, pseudo
@@ -26,6 +28,7 @@ from bidi.data.sources import DataError
 from bidi.errors import UserError
 from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
+from bidi.files import PathError
 from bidi.training import loop
 from bidi.training.lock import locked
 from bidi.training.loop import CannotResumeError, Outcome
@@ -38,6 +41,7 @@ Transformer.encoder_layers = 0
 Search.coupling = 'paired'
 Partner.kind = 'pseudo'
 Partner.directory = '{root}/labels'
+Partner.loss_on_pseudo = True
 Partner.recipe = @Pseudo()
 Pseudo.labeller_files = ('{labeller}',)
 Pseudo.labeller_bindings = (
@@ -90,7 +94,8 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
     workdir, labels = tmp_path / "run", tmp_path / "labels"
     arguments = [f"--gin_file={recipe}", f"--workdir={workdir}"]
     train, training_batches = loop.train, pipeline.training_batches
-    trained_in, trained_on = [], []
+    validation_batches = pipeline.validation_batches
+    trained_in, trained_on, validated_beside = [], [], []
 
     def train_once(loaded, where, stop):
         if trained_in:
@@ -102,16 +107,38 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
         trained_on.append((pairs, partner))
         return training_batches(pairs, streams, batches, partner, **more)
 
+    def validated(pairs, streams, batches, partner, **more):
+        validated_beside.append(partner)
+        return validation_batches(pairs, streams, batches, partner, **more)
+
     # Asked to stop before the second labeller.
     monkeypatch.setattr(pipeline, "training_batches", watched)
+    monkeypatch.setattr(pipeline, "validation_batches", validated)
     monkeypatch.setattr(loop, "train", train_once)
     run(*arguments)
     assert "Stopped; the same command goes on" in capsys.readouterr().out
     assert {path.name for path in labels.rglob("*-of-2")} == {"both-0-of-2"}
     assert not workdir.exists()
     first = files(labels)
+    load_labellers, parameters = pseudo_verb.load_labellers, []
+
+    def load_and_watch(*args):
+        labellers = load_labellers(*args)
+        for labeller in labellers:
+            parameters.extend(map(weakref.ref, jax.tree.leaves(labeller.generator.params)))
+        return labellers
+
+    def train_alone(loaded, where, stop):
+        # What labelled leaves its memory to what is trained.
+        assert bool(parameters) == (where == workdir)
+        assert all(array() is None for array in parameters)
+        return train(loaded, where, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pseudo_verb, "load_labellers", load_and_watch)
+        patch.setattr(loop, "train", train_alone)
+        run(*arguments)
     monkeypatch.setattr(loop, "train", train)
-    run(*arguments)
     assert "Stopped" not in capsys.readouterr().out
     assert first.items() <= files(labels).items()
 
@@ -126,6 +153,9 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
         assert 0 < len(kept) < len(all_sources)
     assert (main_partner.kind, main_partner.directory) == ("pseudo", str(labels))
     assert sources(everything) == all_sources
+    # It learns the labels too, but is not chosen for them.
+    assert main_partner.loss_on_pseudo
+    assert validated_beside[-1] == dataclasses.replace(main_partner, loss_on_pseudo=False)
     manifest = json.loads((labels / "manifest.json").read_text())
     assert len(manifest["labellers_of_folds"]) == 2
     assert everything.__getitems__([0])[0].keys() == {"source", "target", "l2r", "r2l"}
@@ -148,12 +178,15 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
     run(*arguments)
     assert files(tmp_path) == before
 
-    # Labels may be moved, but not exchanged.
+    # Labels may be moved, and made otherwise with the same outcome, but not exchanged.
     moved = shutil.copytree(labels, tmp_path / "moved")
-    main = config.load(
-        experiment.build, [recipe], [f"Partner.directory = '{moved}'", "Training.steps = 1"]
-    )
+    changes = [f"Partner.directory = '{moved}'", "Training.steps = 1", "Pseudo.folds = 3"]
+    main = config.load(experiment.build, [recipe], changes)
     assert loop.train(main, workdir).finished
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "allgather", second_differs("pseudo outputs for train"))
+        with pytest.raises(ConfigError, match="process 1 has pseudo outputs for train = another"):
+            loop.train(main, workdir)
     edited = json.loads((moved / "manifest.json").read_text())
     edited["splits"]["train"]["sha256"] = "0"
     (moved / "manifest.json").write_text(json.dumps(edited))
@@ -161,6 +194,64 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
         loop.train(main, workdir)
     with pytest.raises(UserError, match=r"Training\.seed = 5 (?s:.*) a labeller's"):
         run(*arguments, bindings=["Pseudo.labeller_bindings = ('Training.seed = 5',)"])
+
+
+def second_differs(name):
+    """As if there were a second process, with another value of this name."""
+
+    def allgather(value):
+        differs = isinstance(value, dict) and name in value
+        return [value, value | {name: "another"}] if differs else [value]
+
+    return allgather
+
+
+def test_labellers_of_all_processes_are_alike(recipe, trained, tmp_path, monkeypatch):
+    labeller = tmp_path / "labeller.gin"
+    own = "\nEvaluation.samples = %SAMPLES\nSAMPLES = 2\n"
+    labeller.write_text(trained.gin_file.read_text() + own)
+    check_alike, compared = distributed.check_alike, []
+
+    def check_and_note(values):
+        compared.append(values.get("Evaluation.samples"))
+        check_alike(values)
+
+    monkeypatch.setattr(loop, "train", None)
+    monkeypatch.setattr(distributed, "check_alike", check_and_note)
+    monkeypatch.setattr(
+        distributed,
+        "allgather",
+        lambda value: second_differs("Evaluation.samples")(value) if len(compared) > 1 else [value],
+    )
+    arguments = (f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}")
+    with pytest.raises(ConfigError, match=f"the labeller {labeller} of .*: process 1 has Evaluat"):
+        run(*arguments, bindings=[f"Pseudo.labeller_files = ('{labeller}',)"])
+    assert compared == ["3", "2"]
+
+
+def test_what_was_checked_is_what_runs(recipe, trained, tmp_path, monkeypatch):
+    """Whatever becomes of the files while labellers are trained."""
+    labeller = shutil.copy(trained.gin_file, tmp_path / "labeller.gin")
+    bindings = [f"Pseudo.labeller_files = ('{labeller}',)"]
+    changed = config.load(experiment.build, [recipe], bindings).partner.recipe.labeller_bindings
+    meant, ran = [], []
+    for fold in (0, 1):
+        config.load(experiment.build, [labeller], [*changed, f"Training.hold_out = ({fold}, 2)"])
+        meant.append(config.operative())
+    config.load(experiment.build, [recipe], bindings)
+    meant.append(config.operative())
+
+    def train(*_):
+        ran.append(config.operative())
+        for file in (labeller, recipe):
+            file.write_text(file.read_text() + "\nTraining.seed = 9\n")
+        return Outcome(4, finished=True)
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(pseudo_verb, "load_labellers", lambda *_: ())
+    monkeypatch.setattr(pseudo_verb, "label", lambda *_: True)
+    run(f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}", bindings=bindings)
+    assert ran == meant
 
 
 @pytest.mark.parametrize("phase", ["train", "label"])
@@ -319,6 +410,8 @@ def test_one_labels_at_a_time(trained, tmp_path):
         ),
         (["GOLD", "--workdir=x"], [], UserError, r"Partner\.recipe is not set"),
         # Said before anything is trained.
+        (["RECIPE", "--workdir=x[1]"], [], PathError, r"x\[1\]: in a directory with a bracket"),
+        (["RECIPE", "TAKEN"], [], CannotResumeError, r"resumed with\n(?s:.*)'pseudo' \(it has 'go"),
         (
             ["RECIPE", "--workdir=x"],
             ["Batches.target_length = 3"],
@@ -335,7 +428,11 @@ def test_one_labels_at_a_time(trained, tmp_path):
 )
 def test_errors_name_what_is_wrong(recipe, trained, arguments, bindings, error, says, monkeypatch):
     monkeypatch.setattr(loop, "train", None)
-    named = {"RECIPE": f"--gin_file={recipe}", "GOLD": f"--gin_file={trained.gin_file}"}
+    named = {
+        "RECIPE": f"--gin_file={recipe}",
+        "GOLD": f"--gin_file={trained.gin_file}",
+        "TAKEN": f"--workdir={trained.both}",
+    }
     with pytest.raises(error, match=says):
         run(*(named.get(argument, argument) for argument in arguments), bindings=bindings)
 

@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
+from bidi import distributed
 from bidi.data.partner import Partner
 from bidi.data.prepared import Pairs, PairSource, Prepared, read_range
 from bidi.data.sources import DataError, expand
@@ -34,6 +35,8 @@ PAIRS_PER_SHARD = 4096
 _MOST_SHARDS = 256
 
 _COMMAND = "python -m bidi.pseudo"
+# What a recipe has trained may lie beside the outputs: it is not to be lost with them.
+AWAY = f"delete {MANIFEST} and the *.array_record files in it (labellers/ may stay)"
 
 
 def pairs_per_shard(pairs: int) -> int:
@@ -47,6 +50,12 @@ def shard_paths(directory: epath.Path, split: str, pairs: int) -> list[epath.Pat
     return [
         directory / f"{split}-{shard:05d}-of-{shards:05d}.array_record" for shard in range(shards)
     ]
+
+
+def shards_there(directory: epath.Path, split: str) -> list[epath.Path]:
+    """The shards that there are, in order, of however many."""
+    number = "[0-9]" * 5
+    return matching(directory, f"{split}-{number}-of-{number}.array_record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +90,7 @@ class PseudoOutputs:
         if manifest.get("format") != FORMAT:
             raise DataError(
                 f"{named} has format {manifest.get('format')}, this version reads {FORMAT}: "
-                f"delete it and run {_COMMAND}"
+                f"{AWAY} and run {_COMMAND}"
             )
         if "splits" not in manifest:
             raise DataError(
@@ -99,6 +108,16 @@ class PseudoOutputs:
         """Split -> hash of all its outputs."""
         return {split: entry["sha256"] for split, entry in self.manifest["splits"].items()}
 
+    def check_alike(self) -> None:
+        """Looks whether all processes have the same outputs.
+
+        Raises:
+            ConfigError: see `distributed.check_alike`.
+        """
+        distributed.check_alike(
+            {f"pseudo outputs for {split}": f"{h[:12]}..." for split, h in self.identity.items()}
+        )
+
     def outputs(self, split: str) -> Pairs:
         """`l2r` and `r2l` of each pair of a split, int32 [t] in reading order.
 
@@ -110,7 +129,7 @@ class PseudoOutputs:
 
 def read_outputs(directory: epath.Path, split: str, pairs: int) -> Pairs:
     """See `PseudoOutputs.outputs`; of a directory whose manifest need not be finished."""
-    paths = matching(directory, f"{split}-*-of-*.array_record")
+    paths = shards_there(directory, split)
     remedy = f"run {_COMMAND} again, which writes it anew"
     if not paths or len(outputs := Pairs(paths, {}, remedy)) != pairs:
         raise DataError(

@@ -5,6 +5,7 @@ all: what a stopped run leaves is complete shards, and the next run writes the o
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -24,6 +25,7 @@ from bidi.data.sources import DataError
 from bidi.data.streams import Direction
 from bidi.errors import UserError
 from bidi.evaluation import restore
+from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
 from bidi.experiment import data_identity, load_run
 from bidi.files import write_whole, writing_whole
@@ -52,14 +54,14 @@ class Labeller:
     directions: tuple[Direction, ...]
     identity: dict[str, Any]
 
-    def write(self, sources: Sequence[np.ndarray]) -> list[dict[str, bytes]]:
+    def write(self, sources: Sequence[np.ndarray], tally: Tally) -> list[dict[str, bytes]]:
         """Its directions of each source's record; sources int32 [s] without marker."""
         return [
             {
                 direction: np.array(found.n_best[direction][0].tokens, "<i4").tobytes()
                 for direction in self.directions
             }
-            for found in self.generator.search_tokens(sources, self.search)
+            for found in self.generator.search_tokens(sources, self.search, tally)
         ]
 
 
@@ -149,11 +151,17 @@ def label(
 
     Raises:
         DataError: the directory holds other outputs.
+        ConfigError: processes have other data or labellers.
     """
     prepared.check_alike()
+    job = _job(prepared, labellers)
+    # Beside a labeller that is still trained, one may find a newer checkpoint than another.
+    text = json.dumps(job, sort_keys=True)
+    distributed.check_alike({"labellers": f"{hashlib.sha256(text.encode()).hexdigest()[:12]}..."})
     names = [[labeller.workdir for labeller in fold] for fold in labellers]
     about = {"workdirs": names, "provenance": provenance()}
-    finished = _begin(directory, _job(prepared, labellers), about, process_index)
+    # In one process: another would find the manifest that the first has just written.
+    finished = distributed.from_first(lambda: _begin(directory, job, about))
     pairs = {split: prepared.pairs(split) for split in pseudo.SPLITS}
     mine = _shards(directory, pairs)[process_index::process_count]
     missing = [shard for shard in mine if not _is_whole(shard)]
@@ -165,17 +173,22 @@ def label(
         return True
     most = max((shard.pairs for shard in mine), default=0)
     log.info("Labelling in shards of up to %d pairs; a signal stops it behind one", most)
+    tally, stopped = Tally(), False
     with progress_bar() as progress:
         for turn in progress.track(range(turns), turns, description="labelling"):
-            if any(distributed.allgather(stop())):
-                return False
+            if stopped := any(distributed.allgather(stop())):
+                break
             if turn >= len(missing):
                 continue
             shard = missing[turn]
             batch = read_range(pairs[shard.split], shard.start, shard.start + shard.pairs)
-            _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers))
+            _write_shard(shard.path, _records([pair["source"] for pair in batch], labellers, tally))
             log.info("Labelled %s, %.1f s so far", shard.path.name, time.perf_counter() - started)
-    distributed.allgather("all shards are there")
+    # Once all are here, all shards are there.
+    if truncated := sum(distributed.allgather(tally.truncated)):
+        log.warning("%d sources were longer than their labeller reads, and cut", truncated)
+    if stopped:
+        return False
     if process_index == 0:
         _finish(directory, prepared)
     distributed.allgather("the manifest is")
@@ -193,21 +206,24 @@ def _job(prepared: Prepared, labellers: Sequence[Labellers]) -> dict[str, Any]:
     return json.loads(json.dumps(job))
 
 
-def _begin(
-    directory: epath.Path, job: dict[str, Any], about: dict[str, Any], process_index: int
-) -> bool:
+def _begin(directory: epath.Path, job: dict[str, Any], about: dict[str, Any]) -> bool:
     """Lays down what will be written here, or compares it; says whether all is there."""
     path = directory / pseudo.MANIFEST
     if not path.is_file():
+        for split in pseudo.SPLITS:
+            if shards := pseudo.shards_there(directory, split):
+                raise DataError(
+                    f"{directory} holds {shards[0].name} and no {pseudo.MANIFEST} that says what "
+                    "it is: delete such files, or choose another directory"
+                )
         directory.mkdir(parents=True, exist_ok=True)
-        if process_index == 0:
-            write_whole(path, json.dumps(job | about, indent=2) + "\n")
+        write_whole(path, json.dumps(job | about, indent=2) + "\n")
         return False
     manifest = json.loads(path.read_text())
     if different := [key for key in job if manifest.get(key) != job[key]]:
         raise DataError(
             f"{directory} holds pseudo outputs that were made otherwise: {path} differs in "
-            f"{', '.join(different)}. Choose another directory, or delete this one"
+            f"{', '.join(different)}. Choose another directory, or {pseudo.AWAY}"
         )
     return "splits" in manifest
 
@@ -223,17 +239,20 @@ def _shards(directory: epath.Path, pairs: Mapping[str, Pairs]) -> list[_Shard]:
 
 
 def _records(
-    sources: Sequence[np.ndarray], labellers: Sequence[Labellers]
+    sources: Sequence[np.ndarray], labellers: Sequence[Labellers], tally: Tally
 ) -> list[dict[str, bytes]]:
-    """The record of each source, by the labellers of its fold."""
+    """The record of each source, by the labellers of its fold; counts the sources that are cut."""
     records: list[dict[str, bytes]] = [{} for _ in sources]
     folds = [fold_of(source, len(labellers)) for source in sources]
     for fold, its in enumerate(labellers):
         members = [index for index, of_source in enumerate(folds) if of_source == fold]
-        for labeller in its:
-            written = labeller.write([sources[index] for index in members])
+        tallies = [Tally() for _ in its]
+        for labeller, own in zip(its, tallies, strict=True):
+            written = labeller.write([sources[index] for index in members], own)
             for index, directions in zip(members, written, strict=True):
                 records[index] |= directions
+        # Not their sum: one for each direction reads the same sources.
+        tally.truncated += max(own.truncated for own in tallies)
     return records
 
 

@@ -212,13 +212,15 @@ class Searching:
         return Markers(streams.directions, streams.starts, streams.ends, allowed_WV)
 
     def _compile_search(self, asked: _Asked, rows: int, steps: int) -> Any:
+        # Not `self` in the program: jax keeps for good what it compiled, and would the parameters.
+        model, markers = self._model, self._markers
         coupling = asked.config.make_coupling(self._ways)
         interact = asked.config.coupling != "none"
-        room = asked.room_of(coupling, steps, self._model.keeps_pairs)
+        room = asked.room_of(coupling, steps, model.keeps_pairs)
 
         def search(variables: Any, batch: dict[str, jax.Array], max_length_Q: jax.Array) -> Any:
-            apply = functools.partial(self._model.apply, variables)
-            sources = read_sources(self._model, variables, batch, max_length_Q > 0, rows)
+            apply = functools.partial(model.apply, variables)
+            sources = read_sources(model, variables, batch, max_length_Q > 0, rows)
 
             def decode_step(carried: Any, tokens_BPW: jax.Array, place: Place) -> Any:
                 at_work, cache = carried
@@ -240,7 +242,7 @@ class Searching:
             return beam_search(
                 decode_step,
                 (AtWork.first(sources, rows), cache),
-                markers=self._markers,
+                markers=markers,
                 max_length_Q=max_length_Q,
                 rows=rows,
                 steps=steps,

@@ -21,6 +21,7 @@ from etils import epath
 from bidi import config as gin_config
 from bidi import distributed
 from bidi.config import ConfigError
+from bidi.config_differences import Difference
 from bidi.data import pipeline
 from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
@@ -44,14 +45,16 @@ from bidi.training.stop import StopOnSignal
 
 log = logging.getLogger(__name__)
 
-# What may be another on a resume: it changes nothing of what was computed so far. The data are
-# compared by what was read, wherever they lie.
+# What may be another on a resume: it changes nothing of what was computed so far. The data and
+# pseudo outputs are compared by what was read, wherever they lie and however they were made.
 _FREE = (
     "Search.",
     "Agreement.",
     "Evaluation.",
     "Data.directory",
     "Partner.directory",
+    "Partner.recipe",
+    "Pseudo.",
     "Tfds.data_dir",
     "ParallelText.",
     "Mesh.",
@@ -99,13 +102,11 @@ def train(experiment: Experiment, workdir: epath.Path, stop: StopOnSignal | None
         PathError: checkpoints there could not be read.
     """
     compiled = CompileMeter()
-    if "[" in os.fspath(absolute(workdir)):
-        raise PathError(
-            f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
-            "again what it has saved; choose another --workdir"
-        )
+    _check_place(workdir)
     prepared = Prepared.open(experiment.data.directory)
     prepared.check_alike()
+    if experiment.partner.kind == "pseudo":
+        PseudoOutputs.open(experiment.partner.directory, prepared).check_alike()
     _check_settings(experiment, prepared)
     run = _Run(experiment, prepared, workdir)
     entered = StopOnSignal() if stop is None else contextlib.nullcontext(stop)
@@ -133,6 +134,28 @@ def check(experiment: Experiment, prepared: Prepared) -> None:
     experiment.make_partitioner(
         experiment.make_trainer(prepared.source_vocabulary, prepared.target_vocabulary)
     )
+
+
+def check_workdir(workdir: epath.Path, prepared: Prepared) -> None:
+    """Looks for what would keep `train` out of its workdir, as far as can be told beforehand.
+
+    As `check`, for what is to be trained much later: nothing is asked of pseudo outputs, which may
+    still have to be made. `gin_config.operative()` is the experiment that is to be trained.
+
+    Raises:
+        PathError: Orbax cannot work there.
+        CannotResumeError: it holds a run of another experiment or other data.
+    """
+    _check_place(workdir)
+    distributed.from_first(lambda: _compare(workdir, prepared))
+
+
+def _check_place(workdir: epath.Path) -> None:
+    if "[" in os.fspath(absolute(workdir)):
+        raise PathError(
+            f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
+            "again what it has saved; choose another --workdir"
+        )
 
 
 def _check_settings(experiment: Experiment, prepared: Prepared) -> None:
@@ -171,7 +194,8 @@ class _Run:
             experiment.pairs(prepared, "validation"),
             experiment.streams,
             experiment.batches,
-            experiment.partner,
+            # What was labelled shows in the gold text beside it: to copy is not to be chosen for.
+            dataclasses.replace(experiment.partner, loss_on_pseudo=False),
             **place,
         )
         next(self.validation())  # what is wrong with it is said now, not at the first evaluation
@@ -335,37 +359,46 @@ def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> 
     Raises:
         CannotResumeError: the workdir holds a run of another experiment or other data.
     """
-    operative = gin_config.operative()
     saved, data = workdir / CONFIG_FILE, workdir / DATA_FILE
+    changed = _compare(workdir, prepared)
     identity = prepared.identity
     if partner.kind == "pseudo":
         identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
-    if saved.exists():
-        changed = differences(saved.read_text(), operative)
-        refused = [difference for difference in changed if not difference.name.startswith(_FREE)]
-        for difference in changed:
-            log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
-        if refused:
-            raise CannotResumeError(
-                f"{workdir} holds a run that cannot be resumed with\n"
-                + "\n".join(f"  {d.name} = {d.new} (it has {d.old})" for d in refused)
-                + "\nTake these back, or choose another --workdir."
-            )
-        before = json.loads(data.read_text())
-        if before.get("pseudo") != identity.get("pseudo"):
+        if saved.exists() and json.loads(data.read_text()).get("pseudo") != identity["pseudo"]:
             raise CannotResumeError(
                 f"{workdir} was trained beside other pseudo outputs than Partner.directory = "
                 f"{partner.directory!r} holds now; name the former, or choose another --workdir"
             )
-        if before != json.loads(json.dumps(identity)):
-            raise CannotResumeError(
-                f"{workdir} was trained on other data than {prepared.directory} holds now; "
-                "prepare the former data again, or choose another --workdir"
-            )
+    for difference in changed:
+        log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
     workdir.mkdir(parents=True, exist_ok=True)
     for side in ("source", "target"):
         write_whole(workdir / f"{side}.model", (prepared.directory / f"{side}.model").read_bytes())
     write_whole(data, json.dumps(identity, indent=1))
     write_whole(workdir / "provenance.json", json.dumps(provenance(), indent=1))
     # Last: where this file stands, all of them do.
-    write_whole(saved, operative)
+    write_whole(saved, gin_config.operative())
+
+
+def _compare(workdir: epath.Path, prepared: Prepared) -> list[Difference]:
+    """What is another than in the workdir's run, if it holds one, and may be.
+
+    Raises:
+        CannotResumeError: config or data are another and may not.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return []
+    changed = differences((workdir / CONFIG_FILE).read_text(), gin_config.operative())
+    if refused := [difference for difference in changed if not difference.name.startswith(_FREE)]:
+        raise CannotResumeError(
+            f"{workdir} holds a run that cannot be resumed with\n"
+            + "\n".join(f"  {d.name} = {d.new} (it has {d.old})" for d in refused)
+            + "\nTake these back, or choose another --workdir."
+        )
+    before = json.loads((workdir / DATA_FILE).read_text())
+    if any(before.get(key) != value for key, value in prepared.identity.items()):
+        raise CannotResumeError(
+            f"{workdir} was trained on other data than {prepared.directory} holds now; "
+            "prepare the former data again, or choose another --workdir"
+        )
+    return changed

@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import threading
 
 import numpy as np
 import pytest
 
+from bidi import distributed
 from bidi.data import pseudo
 from bidi.data.folds import fold_of
 from bidi.data.partner import Partner
@@ -17,6 +19,7 @@ from bidi.data.pseudo import PseudoOutputs, pairs_beside
 from bidi.data.sources import DataError
 from bidi.errors import UserError
 from bidi.evaluation import label as labelling
+from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.label import label, load_labellers
 from tests.trained_run import STEPS
 
@@ -199,9 +202,56 @@ def test_labels_of_another_making_are_refused(undisturbed, prepared, folds, monk
         with pytest.raises(DataError, match=f"{undisturbed} holds .* differs in labellers_of_fol"):
             run(undisturbed, prepared, labellers)
     monkeypatch.setattr(pseudo, "PAIRS_PER_SHARD", 50)
-    with pytest.raises(DataError, match=r"differs in pairs_per_shard\. Choose another directory"):
+    remedy = "delete manifest.json and the *.array_record files in it (labellers/ may stay)"
+    with pytest.raises(
+        DataError, match=rf"differs in pairs_per_shard\. Choose another.* or {re.escape(remedy)}$"
+    ):
         run(undisturbed, prepared, folds)
     assert files(undisturbed) == before
+
+
+def test_processes_compare_who_labels(prepared, folds, tmp_path, monkeypatch):
+    stop, compared = threading.Event(), {}
+    stop.set()
+    monkeypatch.setattr(distributed, "check_alike", lambda values: compared.update(values))
+    its = []
+    for place, labellers in enumerate((folds, folds, folds[::-1])):
+        run(tmp_path / str(place), prepared, labellers, stop)
+        its.append(compared.pop("labellers"))
+    assert its[0] == its[1] != its[2]
+
+
+def test_shards_without_a_manifest_are_not_taken_for_new_ones(
+    undisturbed, prepared, folds, tmp_path
+):
+    """They may be anyone's: of prepared data, whose names are the same, too."""
+    directory = shutil.copytree(undisturbed, tmp_path / "labels")
+    (directory / "manifest.json").unlink()
+    before = files(directory)
+    with pytest.raises(DataError, match=f"holds {SHARDS[0]}.* and no manifest.json"):
+        run(directory, prepared, folds)
+    assert files(directory) == before
+
+
+def test_sources_that_are_cut_are_counted(prepared, folds, tmp_path, caplog):
+    """Once each, though a model for each direction reads them."""
+
+    class Cutting:
+        def search_tokens(self, sources, config, tally):
+            tally.truncated += sum(len(source) > 6 for source in sources)
+            nothing = tuple(Hypothesis((), way, 0.0, 0.0, True) for way in ("l2r", "r2l"))
+            return [Found({one.direction: (one,) for one in nothing}, None) for _ in sources]
+
+    ((both,), _) = folds
+    for_each = [
+        dataclasses.replace(both, generator=Cutting(), directions=(way,)) for way in ("l2r", "r2l")
+    ]
+    assert run(tmp_path, prepared, [tuple(for_each)] * 2)
+    splits = [prepared.pairs(split) for split in pseudo.SPLITS]
+    long = sum(len(p["source"]) > 6 for its in splits for p in its.__getitems__(range(len(its))))
+    assert 0 < long < 216
+    cut = [record.message for record in caplog.records if "cut" in record.message]
+    assert cut == [f"{long} sources were longer than their labeller reads, and cut"]
 
 
 def test_models_that_cannot_label_these_data(load, trained, tmp_path):
@@ -257,7 +307,7 @@ def edit(**changes):
     ("change", "error", "says"),
     [
         (shutil.rmtree, FileNotFoundError, "holds no pseudo outputs: run python -m bidi.pseudo"),
-        (edit(format=0), DataError, "has format 0, this version reads 1: delete it"),
+        (edit(format=0), DataError, "has format 0, this version reads 1: delete manifest"),
         (edit(fingerprint={}), DataError, "holds outputs for other data than those in"),
         (
             lambda directory: (directory / "train-00003-of-00005.array_record").unlink(),
