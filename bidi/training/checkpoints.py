@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PROCESSES = "processes"
 _LOSS = "validation_loss"
 _CHECKSUMS = "checksums"
 _COMMITTED = "commit_success.txt"
@@ -93,11 +92,10 @@ class Checkpoints:
         items = _items(state)
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
         sums = {name: int(checksum(item)) for name, item in items.items()}
-        about = {_PROCESSES: jax.process_count(), _CHECKSUMS: sums}
         arguments = ocp.args.Composite(
             **{name: ocp.args.StandardSave(item) for name, item in items.items()},
             data=grain.checkpoint.CheckpointSave(data),
-            progress=ocp.args.JsonSave({**progress, **about}),
+            progress=ocp.args.JsonSave({**progress, _CHECKSUMS: sums}),
         )
         metrics = None if loss is None else {_LOSS: loss}
         with self._removing_what_failed():
@@ -252,7 +250,6 @@ class Checkpoints:
     def _restore(
         self, step: int, state: TrainState, data: Any
     ) -> tuple[TrainState, dict[str, Any]]:
-        self._check_processes(step)
         items = _items(state)
         restored = self._manager.restore(
             step,
@@ -277,19 +274,15 @@ class Checkpoints:
         """Whether this process can read its own place in the data."""
         process, count = jax.process_index(), jax.process_count()
         places = self.directory / str(step) / "data"
-        if matching(places, f"process_*-of-{count}.json"):  # else see `_check_processes`
-            json.loads((places / f"process_{process}-of-{count}.json").read_text())
-
-    def _check_processes(self, step: int) -> None:
-        """Before anything else: places in the data have files by the number of processes."""
-        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        saved = self._manager.restore(step, args=args)["progress"].get(_PROCESSES)
-        if saved not in (None, jax.process_count()):
+        # A file for each process, named after their number.
+        saved = {path.stem.rpartition("-")[2] for path in matching(places, "process_*-of-*.json")}
+        if saved and str(count) not in saved:
             raise ProcessesError(
-                f"{self.directory / str(step)} was saved by {saved} processes, now there are "
-                f"{jax.process_count()}: each has a place of its own in the data, so start as many "
-                "as before, or a new workdir with Training.initialize_from"
+                f"{self.directory / str(step)} was saved by {saved.pop()} processes, now there are "
+                f"{count}: each has a place of its own in the data, so start as many as before, or "
+                "a new workdir with Training.initialize_from"
             )
+        json.loads((places / f"process_{process}-of-{count}.json").read_text())
 
     def _unopenable(self) -> list[int]:
         """Steps whose metrics are damaged; Orbax reads them all before anything else."""
