@@ -32,7 +32,8 @@ class TrainingConfig:
             generator, which TPUs need less time for and their compiler half as much. Parameters
             start the same by either, and a run may go on with the other.
         initialize_from: a workdir whose best parameters the run starts with, of a model of the
-            same shape; may contain `$VAR` and `~`. Empty: it starts with random ones.
+            same shape; may contain `$VAR` and `~`. Empty: it starts with random ones. Read again
+            where a run is killed before its first checkpoint: name one that is finished.
         partitioner: `pmap`, every device has the whole state and its share of the rows; `mesh`, see
             `MeshConfig`.
         hold_out: a fold and the number of folds: the training pairs of this fold are not trained
