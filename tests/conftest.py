@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pathlib
 import shutil
 
 from tests import xla_flags
@@ -27,17 +26,19 @@ hypothesis.settings.register_profile("bidi", deadline=None)
 hypothesis.settings.load_profile("bidi")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """For `pytest -n 2 --dist loadgroup`: what many files share is made by one process alone.
 
     Other files are a group each, for what they compile once.
     """
-    fixtures: dict[pathlib.Path, set[str]] = {}
-    for item in items:
-        fixtures.setdefault(item.path, set()).update(item.fixturenames)
-    for item in items:
-        shared = [name for name in ("trained", "undisturbed") if name in fixtures[item.path]]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
+    files = [item.nodeid.partition("::")[0] for item in items]
+    fixtures: dict[str, set[str]] = {}
+    for file, item in zip(files, items, strict=True):
+        fixtures.setdefault(file, set()).update(item.fixturenames)
+    for file, item in zip(files, items, strict=True):
+        shared = [name for name in ("trained", "undisturbed") if name in fixtures[file]]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else file))
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from bidi.data.partner import Partner
             {"kind": "predicted", "predicted_from": -1, "predicted_until": 1},
             r"predicted_from = -1 and",
         ),
-        ({"kind": "predicted", "corrupted": 1.0}, r"Partner\.corrupted = 1\.0 is a share"),
-        ({"kind": "predicted", "corrupted": -0.1}, r"Partner\.corrupted = -0\.1 is a share"),
+        ({"kind": "predicted", "corrupted": 1.0}, r"Partner\.corrupted = 1\.0 must be at least"),
+        ({"kind": "predicted", "corrupted": -0.1}, r"Partner\.corrupted = -0\.1 must be at"),
     ],
 )
 def test_contradictions_are_refused(fields, says):
