@@ -31,7 +31,7 @@ check "ruff check" python -m ruff check
 check mypy python -m mypy
 check shellcheck shellcheck --external-sources .ci/run launch/*.{sh,sbatch} experiments/*/{,*/}*.sh
 # Two processes: compiling, of which most tests consist, keeps a single core busy.
-check pytest python -m pytest -n 2 --dist loadgroup "$@"
+check pytest python -m pytest -n 2 "$@"
 
 printf '\n== Summary\n'
 printf '%s\n' "${summary[@]}"

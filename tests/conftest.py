@@ -1,7 +1,9 @@
 """Every test sees eight virtual CPU devices and strict shapes."""
 
+import functools
 import gc
 import os
+import re
 import shutil
 
 from tests import xla_flags
@@ -25,20 +27,31 @@ gc.set_threshold(100_000, 50, 100)
 hypothesis.settings.register_profile("bidi", deadline=None)
 hypothesis.settings.load_profile("bidi")
 
+# Fixtures that take long, and that the tests of many files use.
+SHARED = ("trained", "undisturbed")
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """For `pytest -n 2 --dist loadgroup`: what many files share is made by one process alone.
 
-    Other files are a group each, for what they compile once.
-    """
-    files = [item.nodeid.partition("::")[0] for item in items]
-    fixtures: dict[str, set[str]] = {}
-    for file, item in zip(files, items, strict=True):
-        fixtures.setdefault(file, set()).update(item.fixturenames)
-    for file, item in zip(files, items, strict=True):
-        shared = [name for name in ("trained", "undisturbed") if name in fixtures[file]]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else file))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each file is run by one process, those that share what takes long by the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharedFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return shared_fixture(config.rootpath / file) or file
+
+    return BySharedFixture(config, log)
+
+
+@functools.cache
+def shared_fixture(file):
+    """Which one a test or a fixture in this file asks for, if any."""
+    text = file.read_text()
+    return next(
+        (name for name in SHARED if re.search(rf"^def \w+\([^)]*\b{name}\b", text, re.MULTILINE)),
+        None,
+    )
 
 
 @pytest.fixture(scope="session")
