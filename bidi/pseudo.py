@@ -32,6 +32,7 @@ from bidi.files import path_of
 from bidi.training import loop
 from bidi.training.lock import locked
 from bidi.training.stop import StopOnSignal
+from bidi.training.workdir import CannotResumeError, check_claim
 
 # allow_override: see `bidi.trained`.
 _WORKDIR = flags.DEFINE_string(
@@ -102,7 +103,7 @@ def _run_recipe(bindings: list[str]) -> bool:
     verb.check_alike()
     text, workdir = config.operative(), path_of(_WORKDIR.value)
     prepared = Prepared.open(loaded.data.directory)
-    loop.check_workdir(workdir, prepared)
+    check_claim(workdir, prepared)
     labellers = _checked_labellers(recipe, loaded.data.directory, prepared)
     loop.check(loaded, prepared)
     # Of all phases: one may be over just when it is asked to stop.
@@ -179,7 +180,7 @@ def _train_labellers(
         try:
             if not loop.train(labeller, workdir, stop).finished or _asked(stop):
                 return None
-        except loop.CannotResumeError as error:
+        except CannotResumeError as error:
             raise UserError(
                 f"{error} It is a labeller's: what it is trained with is said by Partner.recipe, "
                 "and where it lies by Partner.directory"

@@ -31,7 +31,8 @@ from bidi.evaluation.restore import restore_generator
 from bidi.files import PathError
 from bidi.training import loop
 from bidi.training.lock import locked
-from bidi.training.loop import CannotResumeError, Outcome
+from bidi.training.loop import Outcome
+from bidi.training.workdir import CannotResumeError
 from tests import xla_flags
 from tests.test_distributed import free_port
 

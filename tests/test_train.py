@@ -17,7 +17,7 @@ from bidi.data.sources import DataError
 from bidi.files import PathError
 from bidi.provenance import CompileMeter
 from bidi.training import loop, stop
-from bidi.training.loop import CannotResumeError
+from bidi.training.workdir import CannotResumeError
 from tests.stoppable_run import (
     SAVED_EVERY,
     STEPS,

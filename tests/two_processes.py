@@ -26,6 +26,7 @@ from bidi.training import loop
 from bidi.training.optimizer import OptimizerConfig
 from bidi.training.partitioner import Pmap
 from bidi.training.step import Trainer
+from bidi.training.workdir import CannotResumeError
 from tests.training.tiny import TOKENS, Bigram, make_batch
 
 ROWS = len(TOKENS)
@@ -90,7 +91,7 @@ def double(numbers, letters):
 
 def fail_in_the_first():
     assert distributed.is_first()
-    raise loop.CannotResumeError("the first says no")
+    raise CannotResumeError("the first says no")
 
 
 def error_of(kinds, function, *arguments, **values):
@@ -108,11 +109,11 @@ def see(directory):
         "gathered": distributed.allgather("x" * me),
         "shares": [distributed.in_shares(double, range(n), "abcdefg"[:n]) for n in (0, 1, 2, 7)],
         "votes": [votes.any(me == 1 and number == 2) for number in range(5)],
-        "error": error_of(loop.CannotResumeError, distributed.from_first, fail_in_the_first),
+        "error": error_of(CannotResumeError, distributed.from_first, fail_in_the_first),
         "alike": distributed.check_alike({"steps": 3, "seed": 1}),
         "unlike": error_of(ConfigError, distributed.check_alike, {"steps": 3, "seed": me}),
         "trained": train(make_pmap()),
-        "refused": error_of(loop.CannotResumeError, loop.train, other, both),
+        "refused": error_of(CannotResumeError, loop.train, other, both),
         "unreadable": error_of(
             (DataError, FileNotFoundError),
             run_verb,

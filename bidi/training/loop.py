@@ -7,10 +7,8 @@ saved with the place of the data iterator BEFORE the next batch is taken from it
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -18,19 +16,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from bidi import config as gin_config
 from bidi import distributed
 from bidi.config import ConfigError
-from bidi.config_differences import Difference
 from bidi.data import pipeline
-from bidi.data.partner import Partner
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
-from bidi.errors import UserError
-from bidi.experiment import CONFIG_FILE, DATA_FILE, Experiment, differences
-from bidi.files import PathError, absolute, write_whole
-from bidi.provenance import CompileMeter, provenance
+from bidi.experiment import CONFIG_FILE, Experiment
+from bidi.provenance import CompileMeter
 from bidi.tokens import EOS
 from bidi.training.checkpoints import (
     Checkpoints,
@@ -42,36 +35,9 @@ from bidi.training.lock import locked
 from bidi.training.report import NotFiniteError, Reporter, SilentReporter, TrainMeter, means
 from bidi.training.step import Suspects, TrainState
 from bidi.training.stop import StopOnSignal
+from bidi.training.workdir import check_place, claim
 
 log = logging.getLogger(__name__)
-
-# What may be another on a resume: it changes nothing of what was computed so far. The data and
-# pseudo outputs are compared by what was read, wherever they lie and however they were made.
-_FREE = (
-    "Search.",
-    "Agreement.",
-    "Evaluation.",
-    "Data.directory",
-    "Partner.directory",
-    "Partner.recipe",
-    "Pseudo.",
-    "Tfds.data_dir",
-    "ParallelText.",
-    "Mesh.",
-    "Training.steps",
-    "Training.evaluate_every",
-    "Training.checkpoint_every",
-    "Training.log_every",
-    "Training.keep_checkpoints",
-    "Training.prng_impl",
-    "Training.partitioner",
-    "Training.skip_nonfinite",
-    "Training.on_failed_save",
-)
-
-
-class CannotResumeError(UserError):
-    """The workdir holds a run that this experiment cannot go on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +68,7 @@ def train(experiment: Experiment, workdir: epath.Path, stop: StopOnSignal | None
         PathError: checkpoints there could not be read.
     """
     compiled = CompileMeter()
-    _check_place(workdir)
+    check_place(workdir)
     prepared = Prepared.open(experiment.data.directory)
     prepared.check_alike()
     if experiment.partner.kind == "pseudo":
@@ -134,28 +100,6 @@ def check(experiment: Experiment, prepared: Prepared) -> None:
     experiment.make_partitioner(
         experiment.make_trainer(prepared.source_vocabulary, prepared.target_vocabulary)
     )
-
-
-def check_workdir(workdir: epath.Path, prepared: Prepared) -> None:
-    """Looks for what would keep `train` out of its workdir, as far as can be told beforehand.
-
-    As `check`, for what is to be trained much later: nothing is asked of pseudo outputs, which may
-    still have to be made. `gin_config.operative()` is the experiment that is to be trained.
-
-    Raises:
-        PathError: Orbax cannot work there.
-        CannotResumeError: it holds a run of another experiment or other data.
-    """
-    _check_place(workdir)
-    distributed.from_first(lambda: _compare(workdir, prepared))
-
-
-def _check_place(workdir: epath.Path) -> None:
-    if "[" in os.fspath(absolute(workdir)):
-        raise PathError(
-            f"{absolute(workdir)}: in a directory with a bracket in its name Orbax does not find "
-            "again what it has saved; choose another --workdir"
-        )
 
 
 def _check_settings(experiment: Experiment, prepared: Prepared) -> None:
@@ -207,9 +151,7 @@ class _Run:
 
     def claim(self) -> None:
         """Only once all is checked: a config that cannot be run must not claim the workdir."""
-        distributed.from_first(
-            lambda: claim_workdir(self.workdir, self.prepared, self.experiment.partner)
-        )
+        distributed.from_first(lambda: claim(self.workdir, self.prepared, self.experiment.partner))
         self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
     def train(self, stop: StopOnSignal, compiled: CompileMeter) -> Outcome:
@@ -349,56 +291,3 @@ class _Run:
             "of the data, or let Training.skip_nonfinite leave out some updates; else lower "
             "Optimizer.learning_rate or Optimizer.clip_norm, in a new workdir."
         )
-
-
-def claim_workdir(workdir: epath.Path, prepared: Prepared, partner: Partner) -> None:
-    """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
-
-    `gin_config.operative()` is the experiment being run.
-
-    Raises:
-        CannotResumeError: the workdir holds a run of another experiment or other data.
-    """
-    saved, data = workdir / CONFIG_FILE, workdir / DATA_FILE
-    changed = _compare(workdir, prepared)
-    identity = prepared.identity
-    if partner.kind == "pseudo":
-        identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
-        if saved.exists() and json.loads(data.read_text()).get("pseudo") != identity["pseudo"]:
-            raise CannotResumeError(
-                f"{workdir} was trained beside other pseudo outputs than Partner.directory = "
-                f"{partner.directory!r} holds now; name the former, or choose another --workdir"
-            )
-    for difference in changed:
-        log.info("Changed: %s = %s (was %s)", difference.name, difference.new, difference.old)
-    workdir.mkdir(parents=True, exist_ok=True)
-    for side in ("source", "target"):
-        write_whole(workdir / f"{side}.model", (prepared.directory / f"{side}.model").read_bytes())
-    write_whole(data, json.dumps(identity, indent=1))
-    write_whole(workdir / "provenance.json", json.dumps(provenance(), indent=1))
-    # Last: where this file stands, all of them do.
-    write_whole(saved, gin_config.operative())
-
-
-def _compare(workdir: epath.Path, prepared: Prepared) -> list[Difference]:
-    """What is another than in the workdir's run, if it holds one, and may be.
-
-    Raises:
-        CannotResumeError: config or data are another and may not.
-    """
-    if not (workdir / CONFIG_FILE).exists():
-        return []
-    changed = differences((workdir / CONFIG_FILE).read_text(), gin_config.operative())
-    if refused := [difference for difference in changed if not difference.name.startswith(_FREE)]:
-        raise CannotResumeError(
-            f"{workdir} holds a run that cannot be resumed with\n"
-            + "\n".join(f"  {d.name} = {d.new} (it has {d.old})" for d in refused)
-            + "\nTake these back, or choose another --workdir."
-        )
-    before = json.loads((workdir / DATA_FILE).read_text())
-    if any(before.get(key) != value for key, value in prepared.identity.items()):
-        raise CannotResumeError(
-            f"{workdir} was trained on other data than {prepared.directory} holds now; "
-            "prepare the former data again, or choose another --workdir"
-        )
-    return changed
