@@ -3,6 +3,8 @@
 In a single process, the ordinary case, nothing here does anything but call what it is given.
 """
 
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -183,6 +185,12 @@ def from_first(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+def short(value: Any) -> str:
+    """What stands for a value (as JSON has it) that is too long for an error of `check_alike`."""
+    text = json.dumps(value, sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:12]}..."
 
 
 def check_alike(values: Mapping[str, Any]) -> None:

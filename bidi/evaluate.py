@@ -79,14 +79,16 @@ def main(bindings: list[str]) -> None:
 
 def _with_choice(system: System, kept: epath.Path, prepared: Prepared) -> System:
     """With the choice that was kept, else with one made now and kept."""
-    made_by = prepared.digest("validation")
+    # Data to be scored on alone have none to choose by: what was chosen for the model stands.
+    has_any = "validation" in prepared.manifest["splits"]
+    made_by = prepared.digest("validation") if has_any else None
     # Looked at once, by one process: another might find what the first has just written.
     saved = distributed.from_first(lambda: system.saved_choice(kept, made_by))
     if saved is not None:
         return dataclasses.replace(system, choice=saved)
     tuned = system.tuned(prepared)
     if distributed.is_first():
-        tuned.save_choice(kept, made_by)
+        tuned.save_choice(kept, prepared.digest("validation"))
     return tuned
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -165,8 +164,7 @@ class Prepared:
         Raises:
           ConfigError: See `distributed.check_alike`.
         """
-        text = json.dumps(self.identity, sort_keys=True)
-        distributed.check_alike({"data": f"{hashlib.sha256(text.encode()).hexdigest()[:12]}..."})
+        distributed.check_alike({"data": distributed.short(self.identity)})
 
     def digest(self, split: str) -> str:
         """SHA-256 of a split's texts and references, those dropped included.

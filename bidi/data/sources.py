@@ -192,12 +192,8 @@ class Tfds:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data: name, version, features, and the sizes of the splits."""
         info = self._builder.info
-        return {
-            "kind": "Tfds",
+        return self.settings() | {
             "name": info.full_name,
-            "source_key": self.source_key,
-            "target_key": self.target_key,
-            "splits": self.splits,
             "examples": {s: info.splits[name].num_examples for s, name in self.splits.items()},
             "bytes": {s: info.splits[name].num_bytes for s, name in self.splits.items()},
         }
@@ -214,8 +210,7 @@ class Tfds:
         # In full it has the config that TFDS chose, too, and the version.
         parts = len(self.name.split("/"))
         name = "/".join(fingerprint["name"].split("/")[:parts])
-        said = {key: fingerprint[key] for key in ("source_key", "target_key", "splits")}
-        return {"kind": "Tfds", "name": name, **said}
+        return {key: fingerprint[key] for key in self.settings()} | {"name": name}
 
     @functools.cached_property
     def _builder(self) -> Any:

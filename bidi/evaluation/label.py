@@ -5,7 +5,6 @@ all: what a stopped run leaves is complete shards, and the next run writes the o
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -156,8 +155,7 @@ def label(
     prepared.check_alike()
     job = _job(prepared, labellers)
     # Beside a labeller that is still trained, one may find a newer checkpoint than another.
-    text = json.dumps(job, sort_keys=True)
-    distributed.check_alike({"labellers": f"{hashlib.sha256(text.encode()).hexdigest()[:12]}..."})
+    distributed.check_alike({"labellers": distributed.short(job)})
     names = [[labeller.workdir for labeller in fold] for fold in labellers]
     about = {"workdirs": names, "provenance": provenance()}
     # In one process: another would find the manifest that the first has just written.

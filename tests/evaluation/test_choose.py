@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from bidi import experiment
+from bidi import evaluate, experiment
 from bidi.data.prepared import Prepared
-from bidi.data.sources import Example
+from bidi.data.sources import DataError, Example
 from bidi.evaluation import agreement, metrics
 from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig
@@ -335,6 +335,18 @@ def test_a_saved_choice_is_that_systems_alone(trained, agreeing, partners, tmp_p
     assert partners.saved_choice(path, "digest") is None
     assert partners.saved_choice(path, "another") == Choice(0.4, 0.0)
     assert len(json.loads(path.read_text())) == 1 + len(others)
+
+
+def test_data_without_a_validation_split_are_scored_by_the_choice_there_is(
+    trained, partners, tmp_path
+):
+    path, prepared = tmp_path / "agreement.json", Prepared.open(str(trained.data))
+    dataclasses.replace(partners, choice=Choice(0.3, 1.5)).save_choice(path, "another")
+    splits = {"test": prepared.manifest["splits"]["test"]}
+    alone = dataclasses.replace(prepared, manifest=prepared.manifest | {"splits": splits})
+    assert evaluate._with_choice(partners, path, alone).choice == Choice(0.3, 1.5)
+    with pytest.raises(DataError, match="has no split 'validation'"):
+        evaluate._with_choice(partners, tmp_path / "none.json", alone)
 
 
 def test_a_choice_goes_with_the_workdirs(trained, partners, tmp_path, monkeypatch):
