@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidi.data import pipeline
 from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
 from bidi.data.pseudo import BesidePseudo
@@ -103,6 +104,14 @@ def training(pairs, config=CONFIG, streams=BOTH, seed=7, **processes):
 LENGTHS = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    """Less is read at once than there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_CHUNK", 7)
+        yield
+
+
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_validation_has_every_pair_once_packed_or_not(lengths, rows, bins, pack):
     config = BatchConfig(rows, source_length=8, target_length=9, packing_bins=bins, pack=pack)
@@ -114,6 +123,18 @@ def test_validation_has_every_pair_once_packed_or_not(lengths, rows, bins, pack)
     if not pack:
         assert len(batches) == -(-len(lengths) // rows)
         assert [name for name, _, _ in examples] == list(range(len(lengths)))
+
+
+def test_processes_share_each_validation_batch():
+    config = BatchConfig(4, source_length=16, target_length=12, packing_bins=3)
+    shares = [
+        list(validation_batches(some_pairs(), BOTH, config, process_index=i, process_count=2))
+        for i in range(2)
+    ]
+    whole = list(validation_batches(some_pairs(), BOTH, config))
+    for batch, *halves in zip(whole, *shares, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([half[key] for half in halves]), value)
 
 
 @given(LENGTHS, st.booleans())

@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import textwrap
 import pytest
 
 from bidi.data import prepare as module
-from bidi.data import splits
+from bidi.data import records, splits
 from bidi.data.config import DataConfig
 from bidi.data.prepare import check_prepared, prepare
 from bidi.data.prepared import Prepared
@@ -361,6 +362,34 @@ def test_what_is_mended_takes_nothing_else_with_it(config):
     (directory / "notes").unlink()
     prepare(config)
     assert Prepared.open(config.directory).pairs("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("pairs/train-*", lambda path: path.unlink(), "there are no pairs of train"),
+        ("examples/test.*", lambda path: path.unlink(), "there are no examples of test"),
+        (
+            "examples/test.*",
+            lambda path: shutil.copy(next(path.parent.glob("validation.*")), path),
+            "2 of 3 examples of test are there",
+        ),
+        (
+            "examples/test.*",
+            lambda path: path.write_bytes(path.read_bytes().replace(b"ddd", b"dde")),
+            "is damaged, cut off perhaps",
+        ),
+    ],
+    ids=["no pairs", "no examples", "too few", "the last record"],
+)
+def test_data_that_lack_something_are_made_again(config, monkeypatch, caplog, name, damage, says):
+    monkeypatch.setattr(records, "_CHUNK", 2)
+    prepare(config)
+    expected = files(config.directory)
+    damage(next(pathlib.Path(config.directory).glob(name)))
+    prepare(config)
+    assert says in caplog.text
+    assert files(config.directory) == expected
 
 
 @pytest.mark.parametrize("damage", ["cut off", "another", "gone"])

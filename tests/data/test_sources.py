@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from bidi.data import sources
 from bidi.data.sources import DataError, Example, ParallelText, Tfds
 
 
@@ -167,7 +168,8 @@ def toy(data_dir):
     return make
 
 
-def test_tfds_texts_nested_and_repeated(toy):
+def test_tfds_texts_nested_and_repeated(toy, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK", 2)
     examples = sorted(toy().examples("train"), key=lambda example: example.source)
     assert examples == [Example(f"é{i}", tuple(f"{i}{j}" for j in range(i))) for i in range(5)]
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bidi.data import vocabulary
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig, train
 from bidi.tokens import BOS, EOS, L2R, PAD, R2L, UNK
 
@@ -65,6 +66,19 @@ def test_at_most_max_sentences_are_used(count):
     sentences = [chr(ord("A") + i) for i in range(26)] + ["é", "ü", "ß", "ø"]
     size = make(sentences=sentences, max_sentences=count).size
     assert size == 6 + count
+
+
+def test_sentences_from_everywhere_are_used():
+    used = list(map(int, vocabulary._sample(map(str, range(2000)), 200)))
+    assert len(set(used)) == 200
+    # The mean of a uniform sample is 1,000 with a deviation of 40.
+    assert 850 < np.mean(used) < 1150
+
+
+def test_rare_characters_may_be_left_out():
+    sentences = ["a" * 99 + "Ω"]
+    assert UNK not in make(sentences=sentences).encode("Ω")
+    assert UNK in make(sentences=sentences, character_coverage=0.98).encode("Ω")
 
 
 def test_long_sentences_are_not_left_out():
