@@ -1,6 +1,6 @@
 # Sourced by every launch script: goes to the repository's root, sets the environment that bidi
-# runs fast in, and defines install_bidi and make_environment. Whatever is already set in the
-# caller's environment wins.
+# runs fast in, and defines install_bidi, make_environment and end_at_interrupt. Whatever is already
+# set in the caller's environment wins.
 # shellcheck shell=bash
 
 repository=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +21,18 @@ has_any() { # whether jax may use one of these devices, and it is there
 
 has_gpu() { has_any /dev/nvidia[0-9]*; }
 
-has_accelerator() { has_gpu || has_any /dev/kfd /dev/accel[0-9]* /dev/vfio/[0-9]*; }
+has_tpu() { has_any /dev/accel[0-9]* /dev/vfio/[0-9]*; }
+
+has_accelerator() { has_gpu || has_tpu || has_any /dev/kfd; }
+
+# The extra by which jax is installed for the accelerator that is here, behind a comma.
+accelerator_extra() {
+  if has_gpu; then
+    echo ,cuda
+  elif has_tpu; then
+    echo ,tpu
+  fi
+}
 
 # On a CPU, glibc gives a step's memory back to the system and faults it in again for the next one.
 # Keeping it, and asking for huge pages, makes a small Transformer's step a quarter faster. Only the
@@ -35,8 +46,10 @@ if ! has_accelerator; then
   export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
 
   # One virtual device a core, at most eight: the small matrices of a small model keep several cores
-  # busy as several devices, not as one. A power of two, so that rows can be divided.
-  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+  # busy as several devices, not as one. A power of two, so that rows can be divided. By itself nproc
+  # takes OMP_NUM_THREADS, which is for other programs, for the number of cores.
+  cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
+    getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
   devices=1
   while ((devices * 2 <= cores && devices < 8)); do
     devices=$((devices * 2))
@@ -57,6 +70,11 @@ if has_gpu; then
   fi
 fi
 
+# Ctrl-C ends the script that calls this. bidi.train takes it as a wish to save and stop, which is a
+# success, so bash would go on and score a model that is half trained. By the signal itself, since
+# bash ends a loop around the script for nothing less.
+end_at_interrupt() { trap 'trap - INT; kill -INT $$' INT; }
+
 # Prints a Python that is new enough and can make virtual environments. The oldest comes first:
 # new releases of Python are the ones that packages have no wheels for yet.
 find_python() {
@@ -73,8 +91,8 @@ find_python() {
   return 1
 }
 
-# install_bidi EXTRAS: installs this checkout with the extras (comma-separated) in .venv, unless that
-# was done before with the same pyproject.toml in the same place.
+# install_bidi EXTRAS: installs this checkout with the extras (comma-separated) in .venv, unless
+# that was done before with the same pyproject.toml in the same place.
 install_bidi() {
   local extras=$1 python log=.venv/install.log
   local stamp=".venv/installed-$extras"
@@ -97,13 +115,33 @@ install_bidi() {
   { printf '%s\n' "$repository" && cat pyproject.toml; } >"$stamp"
 }
 
-# make_environment DIRECTORY OPTIONS: a virtual environment with what `pip install OPTIONS` installs,
-# for another library; does nothing if that was done before.
+# What `pip install OPTIONS` is asked for: the options, and what is in those that are files.
+asked_for() {
+  local option
+  printf '%s\n' "$@"
+  for option in "$@"; do
+    [[ ! -f "$option" ]] || cat "$option"
+  done
+}
+
+# make_environment DIRECTORY OPTIONS: a virtual environment with what `pip install OPTIONS` installs
+# for another library, unless that was done before with the same options and requirements files. Its
+# stamp is there from the start, though empty: an environment without one is somebody else's.
 make_environment() {
-  local directory=$1
+  local directory=$1 python stamp="$1/installed"
   shift
-  [[ ! -f "$directory/installed" ]] || return 0
-  "$(find_python)" -m venv "$directory"
+  if [[ -e "$directory" && ! -f "$stamp" ]]; then
+    echo "$directory is there already, and was not made here: name a directory that is not there," \
+      "or allow that packages are installed in this one, by: touch $stamp" >&2
+    return 1
+  fi
+  if asked_for "$@" | cmp -s - "$stamp"; then
+    return
+  fi
+  python=$(find_python)
+  mkdir -p "$directory"
+  : >"$stamp"
+  "$python" -m venv "$directory"
   "$directory/bin/python" -m pip install --disable-pip-version-check --no-input "$@"
-  touch "$directory/installed"
+  asked_for "$@" >"$stamp"
 }

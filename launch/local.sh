@@ -4,13 +4,14 @@
 #   bash launch/local.sh [--dry_run] [--logs=DIR] N -- python -m bidi.train --gin_file=... ...
 #
 # Each process gets its share of the virtual devices. Process 0 keeps the terminal; what the others
-# say goes to DIR/process-I.log, by default in runs/logs/PORT/. If one fails, all are stopped, and its status
-# is the script's. Ctrl-C and SIGTERM are passed on: training saves, then stops. --dry_run prints the
-# commands. An accelerator needs none of this: there one process works on all of a machine's devices.
+# say goes to DIR/process-I.log, by default in runs/logs/PORT/. If one fails, all are stopped, and
+# its status is the script's. Ctrl-C and SIGTERM are passed on: training saves, then stops.
+# --dry_run prints the commands. An accelerator needs none of this: there one process works on all
+# of a machine's devices.
 set -euo pipefail
 
 fail() {
-  printf 'launch/local.sh: %s\n' "$1" >&2
+  printf 'launch/local.sh: %s\n' "$*" >&2
   exit 2
 }
 
@@ -28,7 +29,8 @@ while (($#)); do
       break
       ;;
     *)
-      [[ -z "$count" && "$1" =~ ^[1-9][0-9]*$ ]] || fail "$1 is no number of processes and no option; see --help"
+      [[ -z "$count" && "$1" =~ ^[1-9][0-9]*$ ]] ||
+        fail "$1 is no number of processes and no option; see --help"
       count=$1
       ;;
   esac
@@ -42,7 +44,8 @@ flags_of_caller=${XLA_FLAGS:-} started_in=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$started_in"
 if has_accelerator; then
-  fail "this machine has an accelerator, which one process drives as a whole; JAX_PLATFORMS=cpu is for its CPU"
+  fail "this machine has an accelerator, which one process drives as a whole;" \
+    "JAX_PLATFORMS=cpu is for its CPU"
 fi
 export JAX_PLATFORMS=cpu
 if [[ -z "$flags_of_caller" ]]; then

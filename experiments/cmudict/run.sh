@@ -3,14 +3,16 @@
 #
 #   bash experiments/cmudict/run.sh NAME...
 #
-# A name is that of a gin file of this folder but base and quickstart; _30k is one that has 30,000 updates instead of 7,000,
-# _seed2 one of another seed. Two names with a + between are two models that agree:
+# A name is that of a gin file of this folder but base and quickstart; _30k is one that has 30,000
+# updates instead of 7,000, _seed2 one of another seed. Two names with a + between are two models
+# that agree:
 #
 #   bash experiments/cmudict/run.sh gold own_decoders_30k_seed2 l2r_75k+r2l_75k
 #
-# A run is runs/cmudict/NAME; what is there already is resumed, or only scored. Reports and outputs
-# are in its eval/, of the validation and the test split: by the better score and by agreement, whose
-# scorers read the other stream or not, where a system has them; and the leak on validation.
+# A run is runs/cmudict/NAME; what is there already is resumed, or only scored. Ctrl-C saves what is
+# being trained and ends all. Reports and outputs are in its eval/, of the validation and the test
+# split: by the better score and by agreement, whose scorers read the other stream or not, where a
+# system has them; and the leak on validation.
 set -euo pipefail
 
 # shellcheck source=launch/environment.sh
@@ -57,6 +59,7 @@ agree=--gin.Agreement.rescore=True
 interacting=--gin.Agreement.interact=True
 
 install_bidi cmudict,plot
+end_at_interrupt
 for name in "$@"; do
   train "${name%%+*}"
   if [[ $name == *+* ]]; then

@@ -5,34 +5,37 @@
 #   bash experiments/peers/run.sh tiny       whether it works: a few sentences and updates
 #
 # Needs BIDI_DATA, the folder that holds multi30k/, unless data/multi30k is prepared already. Tables
-# go to the terminal and to runs/peers/*.md. The peers are installed in .venv-peers, Sockeye, which
-# needs an old torch, in .venv-sockeye (PEERS and SOCKEYE name other environments). Nothing else
-# should run on the machine meanwhile.
+# go to the terminal and to runs/peers/*.md, of tiny to runs/peers_tiny. The peers are installed in
+# .venv-peers, Sockeye, which needs an old torch, in .venv-sockeye (PEERS and SOCKEYE name other
+# environments). Nothing else should run on the machine meanwhile.
 set -euo pipefail
 
+export JAX_PLATFORMS=cpu # before the next line, which sets what this is fast with
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../launch/environment.sh"
-export JAX_PLATFORMS=cpu
 
 gin=experiments/peers/multi30k.gin
-run=runs/peers
-workdir=$run/multi30k
 peers=${PEERS:-.venv-peers}
 sockeye=${SOCKEYE:-.venv-sockeye}
 export TRANSFORMERS_VERBOSITY=error HF_HUB_OFFLINE=1
 
 if [[ "${1:-}" == tiny ]]; then
-  verified=8 search=(16 4 2) training=(5 2)
+  run=runs/peers_tiny verified=8 search=(16 4 2) training=(5 2)
+  train_options=(--gin.Training.{steps=20,evaluate_every=10,checkpoint_every=10})
 else
-  verified=200 search=(1000 100 3) training=(100 3)
+  run=runs/peers verified=200 search=(1000 100 3) training=(100 3)
+  train_options=()
 fi
+workdir=$run/multi30k
 
 install_bidi export
 make_environment "$peers" -r experiments/peers/requirements.txt
 make_environment "$sockeye" -r experiments/peers/requirements-sockeye.txt
 
 [[ -f data/multi30k/manifest.json ]] || python -m bidi.prepare --gin_file="$gin"
-python -m bidi.train --gin_file="$gin" --workdir="$workdir"
+end_at_interrupt
+python -m bidi.train --gin_file="$gin" --workdir="$workdir" \
+  ${train_options[@]+"${train_options[@]}"}
 
 rm -rf "$run/huggingface" "$run/ctranslate2"
 python -m bidi.export --workdir="$workdir" --output="$run/huggingface"

@@ -2,7 +2,8 @@
 
 RUN holds huggingface/, ctranslate2/ and test.json; tables go to stdout, all numbers to
 RUN/search_speed.json. Systems take turns: a round is one search by each of them, so that whatever
-else the machine does falls on all alike. The first search, which compiles, is timed apart.
+else the machine does falls on all alike. The first search with a beam and a batch, which compiles,
+is timed apart.
 """
 
 import contextlib
@@ -44,19 +45,15 @@ def main(workdir: str, run: str, sentences: int = 1000, singles: int = 100, roun
                 for name in SYSTEMS
             }
             for beam in (4, 1):
-                asked = {"beam": beam, "alpha": ALPHA}
-                batches = {
-                    name: _best_batch(name, system, {"first": sentences, **asked})
-                    for name, system in served.items()
-                }
-                for first, batch_of in ((singles, dict.fromkeys(served)), (sentences, batches)):
-                    measured = _rounds(served, {"first": first, **asked}, batch_of, rounds)
-                    for name, searches in measured.items():
+                for first, choose in ((singles, _alone), (sentences, _best_batch)):
+                    asked = {"first": first, "beam": beam, "alpha": ALPHA}
+                    chosen = {name: choose(name, system, asked) for name, system in served.items()}
+                    for name, searches in _rounds(served, asked, chosen, rounds).items():
                         texts = served["transformers"].ask(
                             "detokenise", tokens=searches[-1]["tokens"]
                         )
                         bleu = sacrebleu.corpus_bleu(texts, [references[:first]]).score
-                        row = _row(name, threads, beam, batch_of[name], searches, bleu)
+                        row = _row(name, threads, beam, *chosen[name], searches, bleu)
                         results.append(row | served[name].ask("about"))
     (pathlib.Path(run) / "search_speed.json").write_text(json.dumps(results, indent=1))
     _print(results)
@@ -74,35 +71,46 @@ def _serve(name: str, threads: int, workdir: str, run: str, test: str) -> Served
     return Served(kind, threads, *arguments[kind])
 
 
-def _best_batch(name: str, system: Served, asked: dict[str, Any]) -> int:
-    """The batch of the fastest search; what was tried goes to stderr."""
-    seconds = {}
+def _alone(name: str, system: Served, asked: dict[str, Any]) -> tuple[None, dict[str, Any]]:
+    """No batch, and the first search one by one."""
+    del name
+    return None, system.ask("search", batch=None, **asked)
+
+
+def _best_batch(name: str, system: Served, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The batch of the fastest search, and the first one with it; all tried go to stderr."""
+    firsts, seconds = {}, {}
     for batch in BATCHES[SYSTEMS[name]]:
-        for _ in range(2):  # the first one compiles, or warms up
-            found = system.ask("search", batch=batch, **asked)
-        seconds[batch] = found["seconds"]
+        firsts[batch] = system.ask("search", batch=batch, **asked)  # compiles, or warms up
+        seconds[batch] = system.ask("search", batch=batch, **asked)["seconds"]
     print(f"{name}, {asked}: seconds by batch {seconds}", file=sys.stderr, flush=True)
-    return min(seconds, key=seconds.__getitem__)
+    best = min(seconds, key=seconds.__getitem__)
+    return best, firsts[best]
 
 
 def _rounds(
     served: dict[str, Served],
     asked: dict[str, Any],
-    batch_of: dict[str, int | None],
+    chosen: dict[str, tuple[int | None, dict[str, Any]]],
     rounds: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every system once for warming up, then in turns."""
+    """The systems in turns, each with its batch."""
     searches: dict[str, list[dict[str, Any]]] = {name: [] for name in served}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, system in served.items():
-            searches[name].append(system.ask("search", batch=batch_of[name], **asked))
+            searches[name].append(system.ask("search", batch=chosen[name][0], **asked))
     return searches
 
 
 def _row(
-    name: str, threads: int, beam: int, batch: int | None, searches: list[dict], bleu: float
+    name: str,
+    threads: int,
+    beam: int,
+    batch: int | None,
+    first: dict[str, Any],
+    searches: list[dict[str, Any]],
+    bleu: float,
 ) -> dict[str, Any]:
-    seconds = [found["seconds"] for found in searches[1:]]
     tokens = searches[-1]["tokens"]
     return {
         "system": name,
@@ -110,9 +118,9 @@ def _row(
         "beam": beam,
         "batch": batch,
         "sentences": len(tokens),
-        "seconds": seconds,
-        "first_seconds": searches[0]["seconds"],
-        "compile_seconds": searches[0].get("compile_seconds", 0.0),
+        "seconds": [found["seconds"] for found in searches],
+        "first_seconds": first["seconds"],
+        "compile_seconds": first.get("compile_seconds", 0.0),
         "tokenise_seconds": searches[-1].get("tokenise_seconds", 0.0),
         "tokens": sum(len(output) + 1 for output in tokens),
         "bleu": bleu,
@@ -141,6 +149,9 @@ def _print(results: list[dict[str, Any]]) -> None:
             f"| {row['load_seconds']:.2f} | {row['first_seconds']:.1f} "
             f"| {row['compile_seconds']:.1f} |"
         )
+    print(
+        "\nbidi compiles anew here: its cache on disk, which spares later runs most of it, is off."
+    )
     slowest = max(row["tokenise_seconds"] / min(row["seconds"]) for row in results)
     print(f"\nbidi's times include its tokenisation, at most {100 * slowest:.1f} % of them.")
 

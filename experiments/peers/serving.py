@@ -4,26 +4,32 @@ A request is {"do": method, ...arguments}, an answer what the method returned. S
 methods `search` and `score`; sentences are named by their place in test.json.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
-# What each system is started by, from the repository's root; its arguments follow.
+# What each system is started by, from the repository's root; its arguments follow. bidi compiles
+# anew, so that the time of its first search does not depend on what was run before.
 COMMANDS = {
     "bidi": [
         "bash",
         "-c",
-        'source launch/environment.sh && exec python experiments/peers/serve_bidi.py "$@"',
+        "source launch/environment.sh && JAX_ENABLE_COMPILATION_CACHE=false "
+        'exec python experiments/peers/serve_bidi.py "$@"',
         "bash",
     ],
     "transformers": [sys.executable, str(HERE / "serve_transformers.py")],
     "ctranslate2": [sys.executable, str(HERE / "serve_ctranslate2.py")],
     "torch training": [sys.executable, str(HERE / "serve_torch_training.py")],
 }
+# How the names of what launch/environment.sh sets begin, where it changes other programs' speed.
+OF_BIDI = ("GLIBC_TUNABLES", "MALLOC_", "XLA_FLAGS")
 
 
 def batches(sources: list[list], batch: int | None) -> list[list[int]]:
@@ -48,8 +54,12 @@ def on_cores(threads: int) -> list[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """For a process on so many cores; launch/environment.sh chooses for them by itself."""
-    kept = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    """For a process on so many cores, without `OF_BIDI`.
+
+    run.sh hands these on, but the other systems shall have the malloc that their users have. bidi's
+    command sources launch/environment.sh, which sets them anew, for these cores.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(OF_BIDI)}
     return kept | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
 
 
@@ -70,14 +80,17 @@ class Served:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """What the system's method `do` returns."""
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and answers nothing
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+            command, status = shlex.join(self._process.args), self._process.wait()
+            raise RuntimeError(f"{command} ended with status {status}: mend what it says above")
         return json.loads(answer)

@@ -23,4 +23,6 @@ make_environment "$wfst" -r experiments/cmudict/wfst/requirements.txt
 
 [[ -f data/cmudict/manifest.json ]] ||
   python -m bidi.prepare --gin_file=experiments/cmudict/l2r.gin
+# What launch/environment.sh sets for bidi: Phonetisaurus is timed with the malloc of its users.
+unset GLIBC_TUNABLES "${!MALLOC_@}"
 python experiments/cmudict/wfst/baseline.py data/cmudict runs/cmudict/wfst "$wfst/bin/phonetisaurus"
