@@ -22,12 +22,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from bidi import config, experiment, trained, verb
+from bidi import trained, verb
 from bidi.benchmarking import compiled, losses, product, searches, tables, updates
 from bidi.data.prepared import Prepared
 from bidi.errors import UserError
 from bidi.evaluation import restore
 from bidi.evaluation.generate import Generator
+from bidi.experiment import Experiment, load_run
 from bidi.files import path_of, write_whole
 from bidi.models.config import RecurrentConfig
 from bidi.provenance import CompileMeter, provenance
@@ -55,8 +56,6 @@ _PROFILE = flags.DEFINE_bool("profile", False, "search: also where the devices' 
 def train(bindings: list[str]) -> None:
     """Measures updates."""
     loaded = _experiment(bindings)
-    if loaded is None:
-        return
     if loaded.streams.ways != "both":
         raise UserError(
             f"Streams.ways = {loaded.streams.ways!r}: name an experiment of both directions; L2R "
@@ -72,33 +71,28 @@ def train(bindings: list[str]) -> None:
         loaded, prepared, CompileMeter(), rounds=_ROUNDS.value, updates=_UPDATES.value
     )
     tables.print_updates(report, verb.console())
-    _write({"updates": _UPDATES.value, **report}, config.operative())
+    _write({"updates": _UPDATES.value, **report}, loaded)
 
 
 def loss(bindings: list[str]) -> None:
     """Measures the loss."""
     loaded = _experiment(bindings)
-    if loaded is None:
-        return
     if loaded.mesh.tensor != 1:
         raise UserError(f"Mesh.tensor = {loaded.mesh.tensor}: the loss is measured on one device")
     _, target = compiled.vocabularies(loaded)
     report = losses.measure(loaded, target.size, CompileMeter(), rounds=_ROUNDS.value)
     tables.print_loss(report, verb.console())
-    _write(report, config.operative())
+    _write(report, loaded)
 
 
 def search(bindings: list[str]) -> None:
     """Measures searches."""
     models = _single_model(bindings)
-    if models is None:
-        return
     (generator,), (step,) = models.system.generators, models.system.steps
     generators = {"model": generator}
-    named = {"model": _named(str(models.workdir), step, models.config)}
+    named = {"model": _named(str(models.workdir), step, models.experiment)}
     if _L2R.value:
-        generators["L2R"], step = _one_direction(_L2R.value, bindings, models)
-        named["L2R"] = _named(_L2R.value, step, config.operative())
+        generators["L2R"], named["L2R"] = _one_direction(_L2R.value, bindings, models)
     prepared = Prepared.open(models.experiment.data.directory)
     beams, sizes = _numbers(_BEAMS), _numbers(_BATCH_TOKENS)
     sources = [one.source for one in prepared.examples("validation")[: _SENTENCES.value]]
@@ -109,28 +103,26 @@ def search(bindings: list[str]) -> None:
     )
     report = {"models": named, "sentences": len(sources), **report, "shares": shares}
     tables.print_searches(report, verb.console())
-    _write(report, models.config)
+    _write(report, models.experiment)
 
 
-def _named(workdir: str, step: int, operative: str) -> dict[str, str]:
-    return {"workdir": workdir, "checkpoint": str(step), "config": operative}
+def _named(workdir: str, step: int, loaded: Experiment) -> dict[str, str]:
+    return {"workdir": workdir, "checkpoint": str(step), "config": loaded.settings.text}
 
 
 def _one_direction(
     workdir: str, bindings: list[str], beside: trained.Trained
-) -> tuple[Generator, int]:
-    """The model of `--l2r_workdir`, changed as the other is but for its search, and its step.
-
-    Its config is the one loaded last.
-    """
+) -> tuple[Generator, dict[str, str]]:
+    """The model of `--l2r_workdir`, changed as the other is but for its search, and its name."""
     own = [binding for binding in bindings if not binding.startswith(("Search.", "Agreement."))]
-    l2r = experiment.load_run(workdir, own)
+    l2r = load_run(workdir, own)
     if l2r.streams.ways != "l2r":
         raise UserError(
             f"--l2r_workdir={workdir} has Streams.ways = {l2r.streams.ways!r}: name a run of 'l2r'"
         )
     restore.check_vocabularies(beside.workdir, "--l2r_workdir", workdir)
-    return restore.restore_generator(workdir, l2r, "best")
+    generator, step = restore.restore_generator(workdir, l2r, "best")
+    return generator, _named(workdir, step, l2r)
 
 
 def article(bindings: list[str]) -> None:
@@ -138,8 +130,6 @@ def article(bindings: list[str]) -> None:
     if _L2R.value:
         raise UserError("--l2r_workdir is not for this: it measures searches of one model")
     models = _single_model(bindings)
-    if models is None:
-        return
     model, search = models.experiment.model, models.experiment.search
     if not (
         isinstance(model, RecurrentConfig)
@@ -162,24 +152,20 @@ def article(bindings: list[str]) -> None:
     report = product.measure(generator, search, sources, CompileMeter(), rounds=_ROUNDS.value)
     tables.print_article(report, verb.console())
     named = {"workdir": str(models.workdir), "checkpoint": str(models.system.steps[0])}
-    _write({"models": {"model": named}, **report}, models.config)
+    _write({"models": {"model": named}, **report}, models.experiment)
 
 
-def _experiment(bindings: list[str]) -> experiment.Experiment | None:
-    """That of `--gin_file`; None if only its config was to be printed."""
+def _experiment(bindings: list[str]) -> Experiment:
+    """That of `--gin_file`."""
     verb.check_output(_OUTPUT.value)
     for name in ("workdir", "l2r_workdir", "partner_workdir", "checkpoint"):
         if flags.FLAGS[name].present:
             raise UserError(f"--{name} is not for this: it measures an experiment, --gin_file")
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return None
-    return loaded
+    return verb.load(verb.gin_files(), bindings)
 
 
-def _single_model(bindings: list[str]) -> trained.Trained | None:
-    """The model of `--workdir`; None if only its config was to be printed."""
+def _single_model(bindings: list[str]) -> trained.Trained:
+    """The model of `--workdir`."""
     verb.check_output(_OUTPUT.value)
     if flags.FLAGS.partner_workdir:
         raise UserError("--partner_workdir is not for this verb: it measures single searches")
@@ -195,10 +181,11 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
     return [int(text) for text in flag.value]
 
 
-def _write(report: dict[str, Any], operative: str) -> None:
+def _write(report: dict[str, Any], loaded: Experiment) -> None:
     """All of it, by `--output`."""
     if _OUTPUT.value:
-        whole = {"rounds": _ROUNDS.value, **report, "config": operative, "provenance": provenance()}
+        made_with = {"config": loaded.settings.text, "provenance": provenance()}
+        whole = {"rounds": _ROUNDS.value, **report, **made_with}
         text = json.dumps(whole, indent=1, ensure_ascii=False, default=dataclasses.asdict)
         write_whole(path_of(_OUTPUT.value), text)
 

@@ -15,9 +15,9 @@ import rich.table
 from absl import flags
 from etils import epath
 
-from bidi import config, experiment, verb
+from bidi import verb
 from bidi.data.prepared import Prepared
-from bidi.data.sources import read_lines
+from bidi.data.text import read_lines
 from bidi.errors import UserError
 from bidi.evaluation import metrics
 from bidi.evaluation.config import EvaluationConfig, TokenKind
@@ -54,11 +54,7 @@ def main(bindings: list[str]) -> None:
         raise UserError(
             f"{path_a} is of {split}, {path_b} of {other['split']}: not the same examples"
         )
-    texts = {f"the config in {path_a}": report["config"]}
-    loaded = config.load(experiment.build, [], bindings, texts)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return
+    loaded = verb.load([], bindings, {f"the config in {path_a}": report["config"]})
     kind = loaded.evaluation.tokens
     prepared = Prepared.open(loaded.data.directory)
     now = {_DIGEST: prepared.digest(split)}

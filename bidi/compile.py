@@ -12,7 +12,7 @@ import json
 import jax
 from absl import flags
 
-from bidi import config, experiment, verb
+from bidi import verb
 from bidi.benchmarking import compiled, tables, topology
 from bidi.errors import UserError
 from bidi.files import path_of, write_whole
@@ -40,11 +40,7 @@ def main(bindings: list[str]) -> None:
     """Compiles, prints a table and writes what `--output` asks for."""
     # There may be their compilers, but there are no TPUs and GPUs: jax would look for them.
     jax.config.update("jax_platforms", "cpu")
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    operative = config.operative()
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return
+    loaded = verb.load(verb.gin_files(), bindings)
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing: for which chips? v5e:4x4, for example")
     if not _PROGRAMS.value or set(_PROGRAMS.value) - {"train", "search"}:
@@ -66,7 +62,7 @@ def main(bindings: list[str]) -> None:
     report = {"topology": _TOPOLOGY.value, "chip": devices[0].device_kind, "programs": programs}
     tables.print_compiled(report, verb.console())
     if _OUTPUT.value:
-        whole = {**report, "config": operative, "provenance": provenance()}
+        whole = {**report, "config": loaded.settings.text, "provenance": provenance()}
         write_whole(path_of(_OUTPUT.value), json.dumps(whole, indent=1))
 
 

@@ -28,7 +28,8 @@ import gin
 from absl import flags
 
 from bidi import config_text, config_types
-from bidi.config_text import MACRO, Binding, Bindings, ConfigError, Macro, Reference
+from bidi.config_text import MACRO, Binding, Bindings, Macro, Reference
+from bidi.errors import ConfigError, suggestion
 
 T = TypeVar("T")
 _FLAG = "--gin."
@@ -36,22 +37,25 @@ _FLAG = "--gin."
 flags.disclaim_key_flags()
 
 __all__ = [
-    "ConfigError",
+    "Settings",
     "define_flags",
-    "describe",
     "gin_arguments",
     "load",
-    "operative",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loaded:
-    operative: str
+class Settings:
+    """The values that a `load` used, defaults too.
+
+    Attributes:
+      text: gin text that loads to the same text. A default that no gin literal can express (another
+        config, infinity) is left out.
+      description: a line each, with file and line, flag, or `default`.
+    """
+
+    text: str
     description: str
-
-
-_loaded: _Loaded | None = None
 
 
 def define_flags() -> None:
@@ -106,7 +110,7 @@ def load(
     files: Sequence[str | os.PathLike[str]],
     bindings: Sequence[str],
     texts: Mapping[str, str] | None = None,
-) -> T:
+) -> tuple[T, Settings]:
     """Reads gin files and bindings, checks all of it, and returns what `build` makes of it.
 
     Gin's global tables are empty again afterwards: the values live in the result alone, and a
@@ -120,15 +124,13 @@ def load(
       texts: gin text by what messages call it; the files override it.
 
     Returns:
-      The result of `build()`.
+      The result of `build()`, and the values that it was made with.
 
     Raises:
       ConfigError: a file that cannot be read or parsed; an unknown config, parameter or macro; a
         value of the wrong type; a required value that is missing; a binding or a macro that nothing
         used; a ValueError by which a config refused its values.
     """
-    global _loaded
-    _loaded = None
     gin.clear_config()
     try:
         found: Bindings = {}
@@ -145,29 +147,10 @@ def load(
         result = _build(build, found)
         _check_used(found)
         _record_container_defaults()
-        _loaded = _Loaded(gin.operative_config_str(max_line_length=100), _description(found))
+        text = gin.operative_config_str(max_line_length=100)
+        return result, Settings(text, _description(found))
     finally:
         gin.clear_config()
-    return result
-
-
-def operative() -> str:
-    """The values that the last `load` used, with defaults, as gin text that loads to the same text.
-
-    A default that no gin literal can express (another config, infinity) is left out.
-    """
-    return _last_load().operative
-
-
-def describe() -> str:
-    """The values that the last `load` used, a line each, with file and line, flag, or `default`."""
-    return _last_load().description
-
-
-def _last_load() -> _Loaded:
-    if _loaded is None:
-        raise RuntimeError("no configuration is loaded: call bidi.config.load first")
-    return _loaded
 
 
 def _read_text(name: str, text: str, found: Bindings) -> None:
@@ -258,7 +241,7 @@ def _unused(binding: Binding, found: Bindings) -> str | None:
     used = gin.config._OPERATIVE_CONFIG
     scopes = [scope for scope, selector in used if selector == binding.selector]
     if binding.selector == MACRO:
-        known = config_text.suggestion(binding.scope, scopes)
+        known = suggestion(binding.scope, scopes)
         return None if binding.scope in scopes else f"no value is %{binding.name}{known}"
     name = gin.config._REGISTRY.minimal_selector(binding.selector)
     if not scopes:
@@ -292,9 +275,10 @@ def _record_container_defaults() -> None:
         if not _is_config(selector):
             continue
         config = config_text.wrapped(selector)
+        annotations = config_text.parameters(config)
         for field in dataclasses.fields(config):
-            factory, annotation = field.default_factory, config_text.parameters(config)[field.name]
-            is_container = typing.get_origin(annotation) in (dict, list)
+            factory = field.default_factory
+            is_container = typing.get_origin(annotations.get(field.name)) in (dict, list)
             if is_container and field.name not in used and factory is not dataclasses.MISSING:
                 used[field.name] = factory()
 

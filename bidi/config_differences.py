@@ -1,4 +1,4 @@
-"""What differs between two configs, given as the texts that `config.operative` makes of them.
+"""What differs between two configs, given as their texts, see `config.Settings`.
 
 The defaults of parameters that a text lacks are read from gin's table `_REGISTRY`.
 """
@@ -22,11 +22,11 @@ class Difference:
 
 
 def differences(old_text: str, new_text: str) -> list[Difference]:
-    """What changed between two texts of `config.operative`, sorted by name, macros replaced.
+    """What changed from one text to another, sorted by name, macros replaced.
 
     The configs named in the texts need not exist any more. A parameter that the old text lacks is
     newer than it: its default is taken, which does what was done before. Either may lack one whose
-    default is a config, which `operative` leaves out.
+    default is a config, which is left out of texts.
     """
     old, new = values_of(old_text), values_of(new_text)
     old = {name: default for name in new if (default := _default(name))} | old

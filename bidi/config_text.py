@@ -4,26 +4,21 @@ References and macros are kept as they were written; nothing here touches gin's 
 """
 
 import dataclasses
-import difflib
 import importlib
 import os
 import tokenize
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
 from gin import config_parser
 
-from bidi.errors import UserError
-from bidi.files import PathError, path_of
+from bidi.errors import ConfigError, PathError, suggestion
+from bidi.files import path_of
 
 # The name under which gin keeps a macro: `M = 3` is the parameter `value` of `M/gin.macro`.
 MACRO = "gin.macro"
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be used; the message says where the fault is and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,20 +180,6 @@ def parameters(config: Any) -> dict[str, Any]:
     """The fields of a config dataclass that gin can set, with their annotations."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is most likely to mean, if any is near."""
-    by_folded = {candidate.casefold(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.casefold(), by_folded, n=1)
-    return by_folded[near[0]] if near else None
-
-
-def suggestion(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest one, else all there are."""
-    names = sorted(names)
-    near = nearest(name, names)
-    return f". Did you mean '{near}'?" if near else f". There are: {', '.join(names) or 'none'}"
 
 
 class _Verbatim(config_parser.ParserDelegate):

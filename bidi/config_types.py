@@ -7,7 +7,7 @@ from typing import Any
 
 import typeguard
 
-from bidi import config_text
+from bidi.errors import nearest
 
 
 def mismatch(value: Any, annotation: Any) -> str | None:
@@ -43,7 +43,7 @@ def _hint(value: Any, annotation: Any) -> str:
     literals = [arm for arm in arms if typing.get_origin(arm) is typing.Literal]
     words = [w for arm in literals for w in typing.get_args(arm) if isinstance(w, str)]
     if isinstance(value, str) and words:
-        near = config_text.nearest(value, words)
+        near = nearest(value, words)
         return f". Did you mean '{near}'?" if near else ""
     if isinstance(value, type) and value in origins:
         return ": write () after the reference"

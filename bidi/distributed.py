@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -40,8 +40,6 @@ _LEAK = flags.DEFINE_bool("leak", False, "Measure what the streams copy from eac
 def main(bindings: list[str]) -> None:
     """Searches the split, scores what was found, writes and prints it."""
     models = trained.load(bindings)
-    if models is None:
-        return
     if _LEAK.value:
         _measure_leak(models)
         return
@@ -141,7 +139,7 @@ def _changes(models: Trained, unnamed: Collection[str] = ()) -> str:
     before = (models.workdir / experiment.CONFIG_FILE).read_text()
     parts = [
         difference.name.removeprefix("Search.") + _in_a_name(str(difference.new))
-        for difference in experiment.differences(before, models.config)
+        for difference in experiment.differences(before, models.experiment.settings.text)
         if difference.name not in {*unnamed, *_NEUTRAL}
     ]
     if models.checkpoint != "best":
@@ -228,7 +226,7 @@ def _made_with(models: Trained, prepared: Prepared) -> dict[str, Any]:
     return {
         "examples_sha256": prepared.digest(_SPLIT.value),
         "training": training_summary(models.workdir, models.system.steps[0]),
-        "config": models.config,
+        "config": models.experiment.settings.text,
         "provenance": provenance(),
     }
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -18,6 +19,7 @@ from bidi.data.prepared import PairSource, Prepared
 from bidi.data.pseudo import pairs_beside
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary
+from bidi.errors import ConfigError
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.files import Name, path_of
 from bidi.models.config import ModelConfig, RecurrentConfig, TransformerConfig
@@ -35,6 +37,15 @@ from bidi.training.step import Trainer
 CONFIG_FILE = "config.gin"
 DATA_FILE = "data.json"
 
+# Where data lie, which may be another place tomorrow or on another machine.
+PLACES = (
+    "Data.directory",
+    "ParallelText.source",
+    "ParallelText.target",
+    "Partner.directory",
+    "Tfds.data_dir",
+)
+
 
 @gin.configurable("Experiment")
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Experiment:
 
     Attributes:
         model: `@Transformer()` or `@Recurrent()`. All other parts are there by themselves.
+        settings: what it was loaded with; an experiment made otherwise has none.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -56,6 +68,7 @@ class Experiment:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     model: ModelConfig = dataclasses.field(default_factory=TransformerConfig)
+    settings: config.Settings = dataclasses.field(init=False, repr=False, compare=False)
 
     def pairs(self, prepared: Prepared, split: str) -> PairSource:
         """The pairs to train (`train`) or validate on, with what the partner needs.
@@ -85,7 +98,7 @@ class Experiment:
             ConfigError: it is another model.
         """
         if not isinstance(self.model, TransformerConfig):
-            raise config.ConfigError(
+            raise ConfigError(
                 f"Experiment.model = @{self.model.name}(), but this is for @Transformer() only"
             )
         return self.model
@@ -215,6 +228,11 @@ def _check_unused(experiment: Experiment) -> None:
             f"Streams.ways = {experiment.streams.ways!r}"
         )
     changed = [n for n in _changed(model) if n in ("fusion", "fusion_weight", "future_dropout")]
+    if "fusion_weight" in changed and model.fusion not in ("tanh", "linear"):
+        raise ValueError(
+            f"Transformer.fusion_weight = {model.fusion_weight} is for Transformer.fusion = 'tanh' "
+            f"and 'linear', but it is {model.fusion!r}"
+        )
     if changed and model.interaction == "none":
         raise ValueError(
             f"Transformer.{changed[0]} = {getattr(model, changed[0])!r} is for streams that read "
@@ -237,8 +255,29 @@ def differences(old_text: str, new_text: str) -> list[Difference]:
     return [difference for difference in found if not difference.name.startswith(shapes)]
 
 
-def load_run(workdir: str, bindings: list[str]) -> Experiment:
+def load(
+    files: Sequence[str | os.PathLike[str]],
+    bindings: Sequence[str],
+    texts: Mapping[str, str] | None = None,
+) -> Experiment:
+    """The experiment of gin files, bindings and texts, see `config.load`."""
+    experiment, settings = config.load(build, files, bindings, texts)
+    # Known only once it is built, and frozen.
+    object.__setattr__(experiment, "settings", settings)
+    return experiment
+
+
+def load_run(workdir: str, bindings: Sequence[str]) -> Experiment:
     """The experiment that a workdir was trained with, with changed values if any.
+
+    Raises:
+        FileNotFoundError: it is no workdir of a training run.
+    """
+    return load([config_file(workdir)], bindings)
+
+
+def config_file(workdir: str) -> str:
+    """The gin file of the experiment that a workdir was trained with.
 
     Raises:
         FileNotFoundError: it is no workdir of a training run.
@@ -246,7 +285,7 @@ def load_run(workdir: str, bindings: list[str]) -> Experiment:
     path = path_of(workdir) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: it is no workdir of bidi.train")
-    return config.load(build, [str(path)], bindings)
+    return str(path)
 
 
 def data_identity(workdir: Name) -> dict[str, Any]:

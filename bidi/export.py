@@ -32,8 +32,6 @@ _DIRECTION = flags.DEFINE_enum(
 def main(bindings: list[str]) -> None:
     """Loads, converts and writes."""
     models = trained.load(bindings)
-    if models is None:
-        return
     if not _OUTPUT.value:
         raise UserError("--output is missing: which directory shall be made?")
     output = path_of(_OUTPUT.value)

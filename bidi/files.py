@@ -18,23 +18,20 @@ import pathlib
 import posixpath
 import re
 import shutil
+import string
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO
 
 from etils import epath
 
-from bidi.errors import UserError
+from bidi.errors import PathError
 
 log = logging.getLogger(__name__)
 
 _BUCKET = "gs://"
 
 Name = str | os.PathLike[str]
-
-
-class PathError(UserError):
-    """A path is of a kind that cannot be worked with here; the message says which can."""
 
 
 def path_of(name: Name) -> epath.Path:
@@ -58,6 +55,24 @@ def path_of(name: Name) -> epath.Path:
         )
     # A shell does not expand the `~` in `--workdir=~/runs`. A `~x` of no user stays as it is.
     return epath.Path(text if in_bucket(text) else os.path.expanduser(text))  # noqa: PTH111
+
+
+def expand(path: str) -> epath.Path:
+    """The path that a config names, with `~` and `$VAR` filled in.
+
+    Raises:
+        PathError: a variable is not set, or it is of a kind that cannot be worked with.
+    """
+    try:
+        filled = string.Template(path).substitute(os.environ)
+    except KeyError as error:
+        raise PathError(
+            f"{path!r}: the environment variable {error.args[0]} is not set: "
+            f"export {error.args[0]}=... first"
+        ) from error
+    except ValueError as error:
+        raise PathError(f"{path!r}: write $NAME or ${{NAME}}, and $$ for a dollar") from error
+    return path_of(filled)
 
 
 def in_bucket(path: Name) -> bool:
@@ -113,10 +128,18 @@ def writing_whole(path: epath.Path) -> Iterator[pathlib.Path]:
     """
     if in_bucket(path):
         # Not by a writer of the bucket: leaving its `with` by an error would complete the object.
-        with tempfile.TemporaryDirectory() as directory:
-            written = pathlib.Path(directory) / path.name
+        directory = pathlib.Path(tempfile.mkdtemp())
+        written = directory / path.name
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, directory)
             yield written
-            _upload(written, path)
+            try:
+                _upload(written, path)
+            except Exception as error:  # each library that reads buckets has errors of its own
+                stack.pop_all()
+                raise PathError(
+                    f"{path} cannot be written: {error}. What was to be there is in {written}"
+                ) from error
         return
     temporary = on_disk(path.with_name(path.name + ".tmp"))
     try:

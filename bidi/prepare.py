@@ -5,18 +5,13 @@ Again with the same input it does nothing; stopped half-way it starts over.
 
 from typing import Any
 
-from absl import flags
-
-from bidi import config, experiment, verb
+from bidi import verb
 from bidi.data.prepare import prepare
 
 
 def main(bindings: list[str]) -> None:
     """Loads the experiment, prepares its data and prints the counts."""
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return
+    loaded = verb.load(verb.gin_files(), bindings)
     manifest = prepare(loaded.data)
     print(f"{loaded.data.directory} is ready")
     print(summary(manifest))

@@ -20,15 +20,13 @@ import jax
 from absl import flags
 from etils import epath
 
-from bidi import config, distributed, experiment, verb
-from bidi.config import ConfigError
+from bidi import distributed, experiment, verb
 from bidi.data.partner import PseudoRecipe
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError, expand
 from bidi.data.streams import Direction
-from bidi.errors import UserError
+from bidi.errors import ConfigError, DataError, UserError
 from bidi.evaluation.label import Labellers, label, load_labellers
-from bidi.files import path_of
+from bidi.files import expand, path_of
 from bidi.training import loop
 from bidi.training.lock import locked
 from bidi.training.stop import StopOnSignal
@@ -69,11 +67,8 @@ def _label_only(bindings: list[str]) -> bool:
         "l2r": path_of(_L2R.value),
         "r2l": path_of(_R2L.value),
     }
-    loaded = experiment.load_run(_L2R.value, bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return True
-    verb.check_alike()
+    loaded = verb.load([experiment.config_file(_L2R.value)], bindings)
+    verb.check_alike(loaded)
     prepared = Prepared.open(loaded.data.directory)
     labellers = load_labellers(workdirs, _CHECKPOINT.value, prepared, bindings)
     with StopOnSignal() as stop:
@@ -86,10 +81,7 @@ def _run_recipe(bindings: list[str]) -> bool:
             "--gin_file names a recipe with labellers of its own: leave out --l2r_workdir, "
             "--r2l_workdir, --checkpoint and --output"
         )
-    loaded = config.load(experiment.build, flags.FLAGS.gin_file, bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return True
+    loaded = verb.load(verb.gin_files(), bindings)
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: where shall the trained model live?")
     recipe = loaded.partner.recipe
@@ -99,11 +91,10 @@ def _run_recipe(bindings: list[str]) -> bool:
             "= ..., or label with models of your own by --l2r_workdir and --r2l_workdir"
         )
     # Before anything is trained: all that can be known to be wrong. What is checked is what runs,
-    # hours later: its text is kept, since files may be edited meanwhile.
-    verb.check_alike()
-    text, workdir = config.operative(), path_of(_WORKDIR.value)
-    prepared = Prepared.open(loaded.data.directory)
-    check_claim(workdir, prepared)
+    # hours later: files may be edited meanwhile.
+    verb.check_alike(loaded)
+    workdir, prepared = path_of(_WORKDIR.value), Prepared.open(loaded.data.directory)
+    check_claim(workdir, prepared, loaded)
     labellers = _checked_labellers(recipe, loaded.data.directory, prepared)
     loop.check(loaded, prepared)
     # Of all phases: one may be over just when it is asked to stop.
@@ -119,8 +110,6 @@ def _run_recipe(bindings: list[str]) -> bool:
         # A search that is compiled holds itself in a cycle, and the labeller's parameters on all
         # devices.
         gc.collect()
-        # Again: what was loaded last is what a run writes down.
-        loaded = config.load(experiment.build, [], [], {"the config of --gin_file": text})
         return loop.train(loaded, workdir, stop).finished
 
 
@@ -136,9 +125,9 @@ def _checked_labellers(recipe: PseudoRecipe, data: str, prepared: Prepared) -> d
     bindings = [*recipe.labeller_bindings, f"Data.directory = {data!r}", *_fold(0, recipe.folds)]
     for file in recipe.labeller_files:
         with _naming(file):
-            labeller = config.load(experiment.build, [file], bindings)
-            verb.check_alike()
-        texts[file] = config.operative()
+            labeller = experiment.load([file], bindings)
+            verb.check_alike(labeller)
+        texts[file] = labeller.settings.text
         writers += labeller.streams.writers
         if recipe.folds > 1 and labeller.training.initialize_from:
             raise ConfigError(
@@ -172,9 +161,7 @@ def _train_labellers(
     """Trains what labels a fold: direction -> workdir, or None if it was stopped."""
     workdirs: dict[Direction, epath.Path] = {}
     for file, text in labellers.items():
-        labeller = config.load(
-            experiment.build, [], _fold(fold, folds), {f"the config of {file}": text}
-        )
+        labeller = experiment.load([], _fold(fold, folds), {f"the config of {file}": text})
         name = f"{labeller.streams.ways}-{fold}-of-{folds}"
         workdir = directory / "labellers" / name
         try:

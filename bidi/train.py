@@ -5,7 +5,7 @@ The same command again goes on where the run stopped; SIGTERM or Ctrl-C save fir
 
 from absl import flags
 
-from bidi import config, distributed, experiment, verb
+from bidi import distributed, verb
 from bidi.errors import UserError
 from bidi.files import path_of
 from bidi.training import loop
@@ -18,13 +18,10 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(bindings: list[str]) -> None:
     """Loads the experiment and trains it."""
-    loaded = config.load(experiment.build, verb.gin_files(), bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return
+    loaded = verb.load(verb.gin_files(), bindings)
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: where shall the run live?")
-    verb.check_alike()
+    verb.check_alike(loaded)
     outcome = loop.train(loaded, path_of(_WORKDIR.value))
     if not outcome.finished and distributed.is_first():
         print(

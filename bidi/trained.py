@@ -5,11 +5,11 @@ import dataclasses
 from absl import flags
 from etils import epath
 
-from bidi import config, distributed, experiment, verb
+from bidi import distributed, verb
 from bidi.errors import UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.restore import load_system
-from bidi.experiment import Experiment
+from bidi.experiment import Experiment, config_file
 from bidi.files import path_of
 
 # allow_override: `train` has this flag too, and may be imported into the same program.
@@ -27,14 +27,12 @@ class Trained:
     Attributes:
         workdir: of the first.
         experiment: what it was trained with, and what the flags changed.
-        config: `experiment` as gin text.
         checkpoint: what `--checkpoint` asks for.
         system: the models and how their outputs are chosen.
     """
 
     workdir: epath.Path
     experiment: Experiment
-    config: str
     checkpoint: str
     system: System
 
@@ -44,8 +42,8 @@ class Trained:
         return self.workdir / "eval" / "agreement_choices.json"
 
 
-def load(bindings: list[str]) -> Trained | None:
-    """Loads what the flags name; None if only the config was to be printed, which is done then."""
+def load(bindings: list[str]) -> Trained:
+    """Loads what the flags name."""
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: which run of bidi.train?")
     if flags.FLAGS.gin_file:
@@ -54,13 +52,9 @@ def load(bindings: list[str]) -> Trained | None:
             "--gin.NAME=value"
         )
     workdir = path_of(_WORKDIR.value)
-    loaded = experiment.load_run(_WORKDIR.value, bindings)
-    if flags.FLAGS.print_config:
-        print(config.describe())
-        return None
-    verb.check_alike()
-    text = config.operative()
+    loaded = verb.load([config_file(_WORKDIR.value)], bindings)
+    verb.check_alike(loaded)
     system = load_system(_WORKDIR.value, loaded, _CHECKPOINT.value, _PARTNER.value)
     # Beside a run that goes on, one may find a newer checkpoint than another.
     distributed.check_alike({"a checkpoint of step": system.steps})
-    return Trained(workdir, loaded, text, _CHECKPOINT.value, system)
+    return Trained(workdir, loaded, _CHECKPOINT.value, system)

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 from absl import flags
 
 from bidi import distributed, trained, verb
-from bidi.data.sources import DataError, decode_lines, read_lines
-from bidi.errors import UserError
+from bidi.data.text import decode_lines, read_lines
+from bidi.errors import DataError, UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.found import Found, Hypothesis, Tally
 from bidi.files import is_plain_file, on_disk, path_of, writing_whole
@@ -44,8 +44,6 @@ _JSON = flags.DEFINE_bool(
 def main(bindings: list[str]) -> None:
     """Reads, searches and writes, a chunk at a time."""
     models = trained.load(bindings)
-    if models is None:
-        return
     system = models.system
     output = None if _OUTPUT.value is None else path_of(_OUTPUT.value)
     if output is not None and output.exists() and not is_plain_file(output):

@@ -5,16 +5,17 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import rich.console
 from absl import app, flags
 from absl import logging as absl_logging
 
-from bidi import config, distributed
+from bidi import config, distributed, experiment
 from bidi.config_differences import values_of
-from bidi.errors import UserError
-from bidi.files import can_hold, path_of
+from bidi.errors import ConfigError, UserError
+from bidi.experiment import Experiment
+from bidi.files import can_hold, in_bucket, path_of
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
@@ -33,15 +34,8 @@ USER_ERRORS = (
 # A file system that is read-only or gone, and paths that are none.
 _UNFIT = {errno.EROFS, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG}
 
-# Where things lie, which may have another name on another machine.
-_PLACES = {
-    "Data.directory",
-    "ParallelText.source",
-    "ParallelText.target",
-    "Partner.directory",
-    "Tfds.data_dir",
-    "Training.initialize_from",
-}
+# What each of several processes may have its own of.
+_SETTINGS_OF_ONE = {*experiment.PLACES, "Training.initialize_from"}
 _FLAGS_OF_ONE = {
     *("process", "coordinator", "gin_file", "input", "output"),
     *("workdir", "partner_workdir", "l2r_workdir", "r2l_workdir"),
@@ -64,7 +58,7 @@ def run(name: str, main: Callable[[list[str]], None], *, processes: bool = False
         distributed.define_flags()
     try:
         arguments, bindings = config.gin_arguments(sys.argv)
-    except config.ConfigError as error:
+    except ConfigError as error:
         sys.exit(f"{name}: {error}")
 
     def guarded(argv: Sequence[str]) -> None:
@@ -123,10 +117,20 @@ def check_output(output: str | None) -> None:
     """Looks whether `--output` can be written, before time is spent on what is to be in it.
 
     Raises:
-        UserError: there is no such directory.
+        UserError: there is no such directory, or nothing can be written to the bucket.
     """
-    if output and not can_hold(path_of(output).parent):
+    if not output:
+        return
+    path = path_of(output)
+    if not can_hold(path.parent):
         raise UserError(f"--output={output}: there is no such directory, make it first")
+    if in_bucket(path) and distributed.is_first():
+        probe = path.with_name(f"{path.name}.probe")
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except Exception as error:  # each library that reads buckets has errors of its own
+            raise UserError(f"--output={output} cannot be written: {error}") from error
 
 
 def console() -> rich.console.Console:
@@ -135,14 +139,16 @@ def console() -> rich.console.Console:
     return rich.console.Console(width=None if seen else 160)
 
 
-def check_alike() -> None:
+def check_alike(loaded: Experiment) -> None:
     """Looks whether all processes were started with the same settings, flags and files.
 
     Raises:
         ConfigError: see `distributed.check_alike`.
     """
     settings = {
-        name: value for name, value in values_of(config.operative()).items() if name not in _PLACES
+        name: value
+        for name, value in values_of(loaded.settings.text).items()
+        if name not in _SETTINGS_OF_ONE
     }
     shared = {
         f"--{name}": str(flags.FLAGS[name].value)
@@ -150,6 +156,17 @@ def check_alike() -> None:
         if name not in _FLAGS_OF_ONE
     }
     distributed.check_alike(settings | shared)
+
+
+def load(
+    files: Sequence[str], bindings: Sequence[str], texts: Mapping[str, str] | None = None
+) -> Experiment:
+    """As `experiment.load`; with `--print_config` the verb ends there, having printed it."""
+    loaded = experiment.load(files, bindings, texts)
+    if flags.FLAGS.print_config:
+        print(loaded.settings.description)
+        sys.exit()
+    return loaded
 
 
 def gin_files() -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import shutil
 import signal
 import sys
@@ -13,14 +14,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import compare, config, evaluate, experiment, export, pseudo, train, translate
+from bidi import compare, config, evaluate, experiment, export, pseudo, train, translate, verb
 from bidi import prepare as prepare_verb
 from bidi.data import prepare
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
-from bidi.data.sources import DataError, Tfds
+from bidi.data.tfds import Tfds
+from bidi.errors import DataError, PathError, UserError
 from bidi.evaluation.restore import restore_generator
-from bidi.files import PathError, matching, path_of
+from bidi.files import matching, path_of, writing_whole
 from bidi.training import checkpoints
 from bidi.training.lock import locked
 from bidi.training.report import Reporter
@@ -165,7 +167,7 @@ def test_an_export_is_complete_or_lacks_its_config(run, monkeypatch):
 def test_data_are_complete_or_have_no_manifest(trained, monkeypatch):
     directory = path_of("gs://bucket/stopped")
     bindings = [f"Data.directory = '{directory}'"]
-    loaded = config.load(experiment.build, [trained.gin_file], bindings).data
+    loaded = experiment.load([trained.gin_file], bindings).data
     upload = prepare.upload_directory
 
     def stop_half_way(source, directory, last):
@@ -205,7 +207,7 @@ def test_data_are_complete_or_have_no_manifest(trained, monkeypatch):
     path_of("gs://bucket/others/thing").write_text("dear")
     other = [f"Data.directory = '{path_of('gs://bucket/others')}'"]
     with pytest.raises(DataError, match="holds no prepared data: choose another"):
-        prepare.prepare(config.load(experiment.build, [trained.gin_file], other).data)
+        prepare.prepare(experiment.load([trained.gin_file], other).data)
     assert path_of("gs://bucket/others/thing").read_text() == "dear"
 
 
@@ -234,6 +236,29 @@ def test_a_damaged_checkpoint_is_set_aside(run, buckets, monkeypatch):
 
 
 @pytest.mark.usefixtures("buckets")
+def test_what_cannot_be_written_is_said_at_once_and_kept_at_the_end(buckets, monkeypatch):
+    output = path_of("gs://bucket/elsewhere/outputs.txt")
+    verb.check_output(str(output))
+    assert not matching(output.parent, "*")
+
+    def forbidden(self, content):
+        raise OSError("403")
+
+    monkeypatch.setattr(fake_bucket._Upload, "write", forbidden)
+    with pytest.raises(UserError, match=r"--output=gs://bucket/elsewhere/outputs\.txt .*: 403"):
+        verb.check_output(str(output))
+    with pytest.raises(PathError, match="cannot be written: 403") as caught:
+        write_outputs(output)
+    kept = pathlib.Path(str(caught.value).rpartition(" ")[2])
+    assert kept.read_text() == "hours of work"
+    shutil.rmtree(kept.parent)
+
+
+def write_outputs(path):
+    with writing_whole(path) as file:
+        file.write_text("hours of work")
+
+
 def test_no_lock_is_said(caplog):
     with locked(path_of("gs://bucket/run")):
         assert "nothing keeps a second run out" in caplog.text

@@ -1,13 +1,16 @@
 import json
 
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 from bidi import compare, config
 from bidi.data.prepared import Prepared
-from bidi.errors import UserError
+from bidi.errors import ConfigError, UserError
 from bidi.evaluation import metrics, rouge
+from bidi.evaluation.metrics import Errors
+from bidi.evaluation.significance import paired_bootstrap
 
 
 @pytest.fixture
@@ -87,20 +90,30 @@ def test_characters_are_compared_on_request(reports, capsys):
         assert cells(printed, name) == ["0.00", "0.00", "+0.00"]
 
 
+# Of the examples, by A and by B.
+WRONG = [0, 1, 2], [2, 3]
+
+
 def test_where_both_are_wrong(reports, capsys):
     run(reports / "good.json", reports / "bad.json")
     assert "Wrong in both 0.00 %, only in A 0.00 %, only in B 100.00 %; correlation nan" in (
         capsys.readouterr().out
     )
     lines = (reports / "good.txt").read_text().splitlines()
-    for name, wrong in (("good", {0, 1, 2}), ("bad", {2, 3})):
+    for name, wrong in zip(("good", "bad"), WRONG, strict=True):
         texts = [f"{text}x" if n in wrong else text for n, text in enumerate(lines)]
         (reports / f"{name}.txt").write_text("".join(f"{text}\n" for text in texts))
     run(reports / "good.json", reports / "bad.json")
     # 1, 2, 1 and 5 of nine: (1 * 5 - 2 * 1) / sqrt(3 * 6 * 2 * 7)
-    assert "both 11.11 %, only in A 22.22 %, only in B 11.11 %; correlation 0.189" in (
-        capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "both 11.11 %, only in A 22.22 %, only in B 11.11 %; correlation 0.189" in printed
+    of_good, of_bad = (Errors(np.isin(np.arange(9), wrong) * 1, np.ones(9, int)) for wrong in WRONG)
+    found = paired_bootstrap(of_good, of_bad, seed=0)
+    row = next(line for line in printed.splitlines() if "WER" in line).split("│")
+    assert [cell.strip() for cell in row[5:7]] == [
+        f"[{found['low']:+.2f}, {found['high']:+.2f}]",
+        f"{found['p']:.4f}",
+    ]
 
 
 def test_the_other_report_may_be_of_another_program(report, reports, capsys):
@@ -158,16 +171,18 @@ def test_a_line_ends_where_it_ends(trained, reports, capsys):
 
 
 def test_flags_of_all_verbs(reports, capsys):
-    run(reports / "good.json", reports / "bad.json", "Search.beam_size = 6", flag="--print_config")
+    pair = (reports / "good.json", reports / "bad.json")
+    with pytest.raises(SystemExit):
+        run(*pair, "Search.beam_size = 6", flag="--print_config")
     assert "Search.beam_size = 6" in capsys.readouterr().out
     with pytest.raises(UserError, match="--gin_file is not for this verb"):
-        run(reports / "good.json", reports / "bad.json", flag="--gin_file=any.gin")
+        run(*pair, flag="--gin_file=any.gin")
 
 
 def test_a_config_that_is_out_of_date_is_said(report, reports):
     report["config"] += "\nSearch.gone = 3\n"
     (reports / "good.json").write_text(json.dumps(report))
     with pytest.raises(
-        config.ConfigError, match=r"the config in .*good\.json:\d+: Search has no parameter 'gone'"
+        ConfigError, match=r"the config in .*good\.json:\d+: Search has no parameter 'gone'"
     ):
         run(reports / "good.json", reports / "bad.json")

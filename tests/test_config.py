@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bidi import config
 from bidi.config_differences import Difference, differences
+from bidi.errors import ConfigError
 
 
 @gin.configurable("TestVocabulary")
@@ -83,11 +84,15 @@ def write(tmp_path, monkeypatch):
 
 
 def load(*bindings, files=()):
+    return load_with_settings(*bindings, files=files)[0]
+
+
+def load_with_settings(*bindings, files=()):
     return config.load(build, files, [*SOURCE.splitlines(), *bindings])
 
 
 def error(*bindings, files=()):
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(*bindings, files=files)
     assert not gin.config._CONFIG  # A failure leaves nothing behind.
     return str(caught.value)
@@ -198,7 +203,7 @@ def test_what_nothing_uses_is_refused(bindings, parts):
 
 
 def test_a_binding_that_the_program_overrides_is_refused():
-    with pytest.raises(config.ConfigError, match="the program sets this value itself"):
+    with pytest.raises(ConfigError, match="the program sets this value itself"):
         config.load(lambda: Training(steps=3), [], ["TestTraining.steps = 4"])
 
 
@@ -210,9 +215,9 @@ def test_an_outer_scope_counts_as_used_by_an_inner_one():
 
 
 def test_missing_required_values():
-    with pytest.raises(config.ConfigError, match=r"no value for TestData\.source.*--gin\.TestData"):
+    with pytest.raises(ConfigError, match=r"no value for TestData\.source.*--gin\.TestData"):
         config.load(build, [], [])
-    with pytest.raises(config.ConfigError, match=r"no value for TestTable\.name"):
+    with pytest.raises(ConfigError, match=r"no value for TestTable\.name"):
         config.load(build, [], ["TestData.source = @TestTable()"])
 
 
@@ -256,7 +261,7 @@ def test_gin_arguments():
 
 @pytest.mark.parametrize("argv", [["--gin.X"], ["--gin.X="], ["--gin.X", "--y=1"], ["--gin.=1"]])
 def test_gin_arguments_without_name_or_value(argv):
-    with pytest.raises(config.ConfigError, match=r"write --gin\.NAME=value"):
+    with pytest.raises(ConfigError, match=r"write --gin\.NAME=value"):
         config.gin_arguments(argv)
 
 
@@ -265,7 +270,7 @@ def test_no_word_of_a_command_line_becomes_a_second_statement(word):
     try:
         _, bindings = config.gin_arguments([f"--gin.TestTraining.note={word}"])
         result = load(*bindings)
-    except config.ConfigError:
+    except ConfigError:
         return
     assert result.training in (Training(note=result.training.note), Training())
     if word.strip().isalpha() and word.strip() not in ("None", "True", "False"):
@@ -306,22 +311,23 @@ def test_the_operative_config_replays_to_itself(training, paths, tmp_path):
     ]
     bindings += ["N = %M", f"M = {training.note!r}", "TestTraining.note = %N"]
     bindings += ["TestData.source = @a/b/TestFiles()", f"a/TestFiles.paths = {paths!r}"]
-    first = config.load(build, [], bindings)
+    first, settings = config.load(build, [], bindings)
     assert first.training == training
     assert first.data.source == Files(paths=paths)
-    saved = config.operative()
+    saved = settings.text
     assert "TestTraining.shape = " in saved
     assert "TestFiles.splits = {'train': 'train[:90%]'}" in saved
     (tmp_path / "config.gin").write_text(saved, encoding="utf-8")
-    assert config.load(build, [tmp_path / "config.gin"], []) == first
-    assert config.operative() == saved
-    assert differences(saved, config.operative()) == []
+    again, settings = config.load(build, [tmp_path / "config.gin"], [])
+    assert again == first
+    assert settings.text == saved
+    assert differences(saved, settings.text) == []
 
 
 def test_describe_names_the_origin_of_every_value(write):
     file = write("STEPS = 5\nTestTraining.steps = %STEPS\nTestTraining.rate = 0.5\n")
-    load("STEPS = 6", "TestVocabulary.size = 3", files=[file])
-    lines = dict(line.split("  # ") for line in config.describe().splitlines())
+    _, settings = load_with_settings("STEPS = 6", "TestVocabulary.size = 3", files=[file])
+    lines = dict(line.split("  # ") for line in settings.description.splitlines())
     lines = {value.strip(): origin for value, origin in lines.items()}
     assert lines["TestTraining.steps = 6"] == "a.gin:2, where STEPS at --gin.STEPS"
     assert lines["TestTraining.rate = 0.5"] == "a.gin:3"
@@ -376,10 +382,3 @@ def test_a_config_that_is_written_out_is_the_default():
     assert differences(other, plain) == [
         Difference("Experiment.model", "@Recurrent()", "@Transformer()")
     ]
-
-
-def test_nothing_is_told_before_a_load(monkeypatch):
-    monkeypatch.setattr(config, "_loaded", None)
-    for ask in (config.operative, config.describe):
-        with pytest.raises(RuntimeError, match=r"call bidi\.config\.load first"):
-            ask()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -15,6 +16,8 @@ from absl.testing import flagsaver
 from bidi import config, experiment, verb
 from bidi import evaluate as evaluate_verb
 from bidi.data.prepared import Prepared
+from bidi.evaluation.config import AgreementConfig
+from bidi.search.config import SearchConfig
 from bidi.training import loop
 from tests import xla_flags
 from tests.trained_run import HALVES, STEPS, TEST_SOURCES
@@ -90,7 +93,7 @@ def test_a_real_call_and_eight_devices_give_the_same(evaluated, trained, evaluat
 def test_halves_are_trained_and_searched(trained, evaluate, tmp_path):
     workdir = tmp_path / "halves"
     bindings = [*HALVES, "Training.steps = 3", "Batches.target_length = 5"]
-    loaded = config.load(experiment.build, [trained.gin_file], bindings)
+    loaded = experiment.load([trained.gin_file], bindings)
     assert loop.train(loaded, workdir).finished
     result, outputs = evaluate(workdir, name="joint-beam4")
     assert result["directions"].keys() == result["won"].keys() == {"joint"}
@@ -175,6 +178,26 @@ def test_what_differs_has_a_file_of_its_own(workdir, evaluate):
         assert len(set((workdir / "eval").glob("*")) - before) == 2
         assert result["checkpoints"] == [half if arguments else STEPS]
         assert all(binding in result["config"] for binding in bindings)
+
+
+@pytest.mark.parametrize(
+    ("search", "interact", "rescores", "name"),
+    [
+        ({}, True, False, "product-beam4"),
+        ({"partner_weights": "score"}, False, False, "product-beam4-by-score"),
+        ({}, False, True, "product-beam4-agreement"),
+        ({}, True, True, "product-beam4-agreement-interact"),
+    ],
+)
+def test_ways_to_search_and_to_choose_have_names(monkeypatch, search, interact, rescores, name):
+    system = types.SimpleNamespace(
+        search=SearchConfig("product", **search),
+        generators=["one"],
+        rescores=rescores,
+        agreement=AgreementConfig(interact=interact),
+    )
+    monkeypatch.setattr(evaluate_verb, "_changes", lambda *_: "")
+    assert evaluate_verb._search_name(types.SimpleNamespace(system=system)) == name
 
 
 def test_a_name_is_never_too_long(workdir, evaluate):
@@ -375,7 +398,8 @@ def test_print_config_searches_nothing(workdir, capsys):
     config.define_flags()
     with flagsaver.flagsaver():
         flags.FLAGS(["bidi.evaluate", f"--workdir={workdir}", "--print_config"])
-        evaluate_verb.main(["Search.beam_size = 6"])
+        with pytest.raises(SystemExit):
+            evaluate_verb.main(["Search.beam_size = 6"])
     assert "Search.beam_size = 6" in capsys.readouterr().out
     assert not (workdir / "eval").exists()
 

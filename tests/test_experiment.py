@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from bidi import config, experiment
-from bidi.config import ConfigError
+from bidi import experiment
 from bidi.data import vocabulary
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.errors import ConfigError
 from bidi.models.recurrent import Recurrent
 
 ROOT = pathlib.Path(experiment.__file__).parent.parent
@@ -38,12 +38,12 @@ def test_there_are_experiments():
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_experiment_loads_and_replays(file, tmp_path):
-    loaded = config.load(experiment.build, [file], [])
-    text = config.operative()
+    loaded = experiment.load([file], [])
     saved = tmp_path / experiment.CONFIG_FILE
-    saved.write_text(text)
-    assert experiment.load_run(str(tmp_path), []) == loaded
-    assert config.operative() == text
+    saved.write_text(loaded.settings.text)
+    again = experiment.load_run(str(tmp_path), [])
+    assert again == loaded
+    assert again.settings.text == loaded.settings.text
     # Rows hold the longest pair and its marker.
     assert loaded.data.max_source_length < loaded.batches.source_length
     assert loaded.streams.length(loaded.data.max_target_length) <= loaded.batches.target_length
@@ -52,7 +52,7 @@ def test_every_experiment_loads_and_replays(file, tmp_path):
 @pytest.mark.parametrize("task", ["cmudict", "multi30k"])
 @pytest.mark.parametrize("name", ["l2r", "r2l", "both", "bidirectional"])
 def test_the_directions_are_as_the_name_says(task, name):
-    loaded = config.load(experiment.build, [f"experiments/{task}/{name}.gin"], [])
+    loaded = experiment.load([f"experiments/{task}/{name}.gin"], [])
     assert loaded.streams.ways == {"l2r": "l2r", "r2l": "r2l"}.get(name, "both")
     assert (loaded.model.interaction != "none") == (name == "bidirectional")
 
@@ -60,7 +60,7 @@ def test_the_directions_are_as_the_name_says(task, name):
 @pytest.mark.parametrize("file", [file for file in FILES if "/titles/" in file])
 def test_titles(file):
     """Whatever the language: long texts are cut, and titles have metrics of their own."""
-    loaded = config.load(experiment.build, [file], [])
+    loaded = experiment.load([file], [])
     name = pathlib.Path(file).stem
     assert loaded.data.truncate_source
     assert loaded.evaluation.metric == "rouge"
@@ -117,6 +117,13 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
             r"Transformer\.interaction = 'none'",
         ),
         (BOTH, ["Partner.corrupted = 0.1"], r"Partner\.corrupted = 0\.1 is for .* 'predicted'"),
+        (
+            "experiments/cmudict/gold.gin",
+            ["Transformer.fusion = 'gate'"],
+            r"Transformer\.fusion_weight = 1\.0 is for Transformer\.fusion = 'tanh' and 'linear', "
+            "but it is 'gate'",
+        ),
+        (BOTH, ["Training.partitioner = 'mesh'", "Mesh.data = 0"], r"Mesh\.data = 0, .* 1 or more"),
         (LEFT, ["Search.coupling = 'product'"], "'product' needs a model of two directions"),
         (
             "experiments/cmudict/bidirectional.gin",
@@ -214,7 +221,7 @@ BOTH, LEFT = "experiments/cmudict/both.gin", "experiments/cmudict/l2r.gin"
 )
 def test_contradictions_are_refused(file, bindings, says):
     with pytest.raises(ConfigError, match=says):
-        config.load(experiment.build, [file], bindings)
+        experiment.load([file], bindings)
 
 
 @pytest.mark.parametrize(
@@ -249,20 +256,20 @@ def test_contradictions_are_refused(file, bindings, says):
 )
 def test_a_number_out_of_range_is_refused_by_name(numbers):
     with pytest.raises(ConfigError, match=f"{re.escape(numbers)} must be at least "):
-        config.load(experiment.build, [BOTH], [numbers])
+        experiment.load([BOTH], [numbers])
 
 
 @pytest.mark.parametrize("name", ["weights", "alphas"])
 def test_agreement_needs_something_to_choose(name):
     with pytest.raises(ConfigError, match=rf"Agreement\.{name} = \(\): name one choice at least"):
-        config.load(experiment.build, [BOTH], [f"Agreement.{name} = ()"])
+        experiment.load([BOTH], [f"Agreement.{name} = ()"])
 
 
 @pytest.mark.parametrize("rate", ["Transformer.dropout = 1.0", "Training.ema_decay = 1.0"])
 def test_a_share_is_less_than_one(rate):
     with pytest.raises(ConfigError, match="must be at least 0 and less than 1"):
-        config.load(experiment.build, [BOTH], [rate])
-    config.load(experiment.build, [BOTH], [rate.replace("1.0", "0.0")])
+        experiment.load([BOTH], [rate])
+    experiment.load([BOTH], [rate.replace("1.0", "0.0")])
 
 
 RECURRENT = """
@@ -281,8 +288,8 @@ Recurrent.model_size = 16
 
 def test_a_recurrent_model_is_one_binding(tmp_path):
     (tmp_path / "run.gin").write_text(RECURRENT)
-    loaded = config.load(experiment.build, [str(tmp_path / "run.gin")], [])
-    text = config.operative()
+    loaded = experiment.load([str(tmp_path / "run.gin")], [])
+    text = loaded.settings.text
     assert "Experiment.model = @Recurrent()" in text
     (tmp_path / "config.gin").write_text(text)
     assert experiment.load_run(str(tmp_path), []) == loaded
@@ -300,12 +307,32 @@ def test_a_recurrent_model_is_one_binding(tmp_path):
         ("Recurrent.heads = 3", r"Recurrent\.model_size = 16 is no multiple"),
     ):
         with pytest.raises(ConfigError, match=says):
-            config.load(experiment.build, [str(tmp_path / "run.gin")], [changed])
+            experiment.load([str(tmp_path / "run.gin")], [changed])
+
+
+def test_what_an_update_is_made_of_is_the_configs(tmp_path):
+    (tmp_path / "run.gin").write_text(RECURRENT)
+    changes = [
+        "Partner.kind = 'predicted'",
+        "Training.label_smoothing = 0.3",
+        "Training.ema_decay = 0.5",
+        "Training.skip_nonfinite = 2",
+        "Training.prng_impl = 'rbg'",
+    ]
+    loaded = experiment.load([str(tmp_path / "run.gin")], changes)
+    letters = Vocabulary(vocabulary.train(VocabularyConfig(model_type="char"), ["abc"]))
+    trainer = loaded.make_trainer(letters, letters)
+    assert trainer.partner.kind == "predicted"
+    assert (trainer.label_smoothing, trainer.ema_decay) == (0.3, 0.5)
+    assert trainer.skips_nonfinite
+    assert trainer.prng_impl == "rbg"
+    plain = experiment.load([str(tmp_path / "run.gin")], []).make_trainer(letters, letters)
+    assert not plain.skips_nonfinite
+    assert plain.partner.kind == "gold"
 
 
 def test_a_workdir_is_loaded_with_changes(tmp_path):
-    config.load(experiment.build, [BOTH], [])
-    text = config.operative()
+    text = experiment.load([BOTH], []).settings.text
     assert "Experiment.model" not in text  # as in workdirs from when there was one model only
     (tmp_path / "config.gin").write_text(text)
     loaded = experiment.load_run(str(tmp_path), ["Search.beam_size = 8"])
@@ -321,8 +348,8 @@ def test_what_is_no_workdir(tmp_path):
 def test_the_model_fits_the_vocabularies():
     letters = VocabularyConfig(model_type="char")
     source, target = (Vocabulary(vocabulary.train(letters, [text])) for text in ("abc", "vwxyz"))
-    separate = config.load(experiment.build, [BOTH], []).make_model(source, target)
+    separate = experiment.load([BOTH], []).make_model(source, target)
     assert (separate.ways, separate.source_vocabulary, separate.target_vocabulary) == (2, 9, 11)
-    joint = config.load(experiment.build, ["experiments/multi30k/l2r.gin"], [])
+    joint = experiment.load(["experiments/multi30k/l2r.gin"], [])
     assert joint.make_model(target, target).source_vocabulary is None
     assert joint.make_model(target, target).ways == 1

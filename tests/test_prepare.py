@@ -56,7 +56,8 @@ def test_data_are_prepared_and_counted(run, tmp_path, capsys):
 
 
 def test_print_config_prepares_nothing(run, tmp_path, capsys):
-    run("--print_config")
+    with pytest.raises(SystemExit):
+        run("--print_config")
     assert "Data.max_source_length" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
 

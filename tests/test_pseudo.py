@@ -19,16 +19,14 @@ from etils import epath
 
 from bidi import config, distributed, experiment
 from bidi import pseudo as pseudo_verb
-from bidi.config import ConfigError
 from bidi.data import pipeline, pseudo
 from bidi.data.folds import fold_of
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError
-from bidi.errors import UserError
+from bidi.errors import ConfigError, DataError, PathError, UserError
 from bidi.evaluation import label
 from bidi.evaluation.restore import restore_generator
-from bidi.files import PathError
+from bidi.files import path_of
 from bidi.training import loop
 from bidi.training.lock import locked
 from bidi.training.loop import Outcome
@@ -182,7 +180,7 @@ def test_the_whole_recipe_stopped_and_gone_on_with(recipe, trained, tmp_path, mo
     # Labels may be moved, and made otherwise with the same outcome, but not exchanged.
     moved = shutil.copytree(labels, tmp_path / "moved")
     changes = [f"Partner.directory = '{moved}'", "Training.steps = 1", "Pseudo.folds = 3"]
-    main = config.load(experiment.build, [recipe], changes)
+    main = experiment.load([recipe], changes)
     assert loop.train(main, workdir).finished
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "allgather", second_differs("pseudo outputs for train"))
@@ -234,16 +232,15 @@ def test_what_was_checked_is_what_runs(recipe, trained, tmp_path, monkeypatch):
     """Whatever becomes of the files while labellers are trained."""
     labeller = shutil.copy(trained.gin_file, tmp_path / "labeller.gin")
     bindings = [f"Pseudo.labeller_files = ('{labeller}',)"]
-    changed = config.load(experiment.build, [recipe], bindings).partner.recipe.labeller_bindings
+    changed = experiment.load([recipe], bindings).partner.recipe.labeller_bindings
     meant, ran = [], []
     for fold in (0, 1):
-        config.load(experiment.build, [labeller], [*changed, f"Training.hold_out = ({fold}, 2)"])
-        meant.append(config.operative())
-    config.load(experiment.build, [recipe], bindings)
-    meant.append(config.operative())
+        loaded = experiment.load([labeller], [*changed, f"Training.hold_out = ({fold}, 2)"])
+        meant.append(loaded.settings.text)
+    meant.append(experiment.load([recipe], bindings).settings.text)
 
-    def train(*_):
-        ran.append(config.operative())
+    def train(loaded, *_):
+        ran.append(loaded.settings.text)
         for file in (labeller, recipe):
             file.write_text(file.read_text() + "\nTraining.seed = 9\n")
         return Outcome(4, finished=True)
@@ -253,6 +250,28 @@ def test_what_was_checked_is_what_runs(recipe, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(pseudo_verb, "label", lambda *_: True)
     run(f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}", bindings=bindings)
     assert ran == meant
+
+
+def test_each_labeller_of_one_direction_has_a_place_of_its_own(
+    recipe, trained, tmp_path, monkeypatch
+):
+    files = [tmp_path / f"{way}.gin" for way in ("l2r", "r2l")]
+    for file in files:
+        text = trained.gin_file.read_text()
+        file.write_text(text.replace("Streams.ways = 'both'", f"Streams.ways = '{file.stem}'"))
+    loaded_from = []
+    monkeypatch.setattr(loop, "train", lambda *_: Outcome(4, finished=True))
+    monkeypatch.setattr(
+        pseudo_verb, "load_labellers", lambda workdirs, *_: loaded_from.append(workdirs)
+    )
+    monkeypatch.setattr(pseudo_verb, "label", lambda *_: True)
+    bindings = [f"Pseudo.labeller_files = {tuple(map(str, files))}"]
+    run(f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}", bindings=bindings)
+    labellers = tmp_path / "labels" / "labellers"
+    assert loaded_from == [
+        {way: path_of(labellers / f"{way}-{fold}-of-2") for way in ("l2r", "r2l")}
+        for fold in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("phase", ["train", "label"])
@@ -357,7 +376,7 @@ def test_killed_while_it_labels(trained, tmp_path, monkeypatch):
     # Such labels are for any model of these data.
     interacting = ["Transformer.interaction = 'layers'", "Search.coupling = 'paired'"]
     labelled = [*interacting, "Partner.kind = 'pseudo'", f"Partner.directory = '{tmp_path}/killed'"]
-    loaded = config.load(experiment.build, [trained.gin_file], labelled)
+    loaded = experiment.load([trained.gin_file], labelled)
     assert loaded.partner == Partner("pseudo", str(tmp_path / "killed"))
     pairs = loaded.pairs(Prepared.open(str(trained.data)), "train")
     assert len(pairs.__getitems__(range(200))) == 200
@@ -439,7 +458,7 @@ def test_errors_name_what_is_wrong(recipe, trained, arguments, bindings, error, 
 
 
 def test_training_beside_labels_that_are_not_there_names_the_verb(recipe, tmp_path):
-    loaded = config.load(experiment.build, [recipe], ["Training.initialize_from = ''"])
+    loaded = experiment.load([recipe], ["Training.initialize_from = ''"])
     with pytest.raises(FileNotFoundError, match="labels' holds no pseudo outputs: run python -m b"):
         loop.train(loaded, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import pathlib
 import random
 import shutil
 
-from bidi import config, experiment
+from bidi import experiment
 from bidi.data.prepare import prepare
 from bidi.training import loop
 
@@ -45,6 +45,7 @@ Training.steps = {steps}
 Training.evaluate_every = 60
 Training.checkpoint_every = 60
 Training.log_every = 30
+Training.ema_decay = 0.5
 Search.coupling = 'none'
 Search.max_length_factor = 1.0
 Search.max_length_offset = 4
@@ -97,7 +98,7 @@ def make(root: pathlib.Path) -> TrainedRun:
 
     gin_file = root / "run.gin"
     gin_file.write_text(GIN.format(root=root, steps=STEPS))
-    loaded = config.load(experiment.build, [gin_file], [])
+    loaded = experiment.load([gin_file], [])
     prepare(loaded.data)
     run = TrainedRun(gin_file, root / "data", root / "both", root / "l2r", root / "r2l")
     assert loop.train(loaded, run.both).finished

@@ -15,13 +15,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import config, distributed, experiment, verb
+from bidi import distributed, experiment, verb
 from bidi import evaluate as evaluate_verb
 from bidi import translate as translate_verb
-from bidi.config import ConfigError
 from bidi.data.partner import Partner
-from bidi.data.sources import DataError
-from bidi.errors import UserError
+from bidi.errors import ConfigError, DataError, UserError
 from bidi.training import loop
 from bidi.training.optimizer import OptimizerConfig
 from bidi.training.partitioner import Pmap
@@ -104,7 +102,7 @@ def see(directory):
     """What this process sees of all."""
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     me, votes, both = jax.process_index(), distributed.Votes(), directory / "both"
-    other = config.load(experiment.build, [both / "config.gin"], ["Training.seed = 5"])
+    other = experiment.load([both / "config.gin"], ["Training.seed = 5"])
     return {
         "gathered": distributed.allgather("x" * me),
         "shares": [distributed.in_shares(double, range(n), "abcdefg"[:n]) for n in (0, 1, 2, 7)],

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from bidi.benchmarking.devices import CHIPS
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 
 # Without them libtpu asks a server of Google's cloud, which is not there, what machine this is, and
 # refuses to be loaded by two processes, of which one alone can have a TPU.

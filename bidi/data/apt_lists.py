@@ -12,7 +12,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bidi.data.sources import DataError, decode_lines
+from bidi.data.text import decode_lines
+from bidi.errors import DataError
 
 _OPENERS: dict[str, Callable] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 # Comes with apt and unpacks all that apt packs its lists with.

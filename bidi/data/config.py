@@ -5,7 +5,8 @@ import dataclasses
 import gin
 
 from bidi import ranges
-from bidi.data.sources import Source
+from bidi.data.sources import ParallelText
+from bidi.data.tfds import Tfds
 from bidi.data.vocabulary import VocabularyConfig
 
 
@@ -26,7 +27,7 @@ class DataConfig:
     """
 
     directory: str = gin.REQUIRED
-    source: Source = gin.REQUIRED
+    source: ParallelText | Tfds = gin.REQUIRED
     source_vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
     target_vocabulary: VocabularyConfig | None = None
     max_source_length: int = 256

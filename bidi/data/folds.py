@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bidi.data.prepared import PairSource, read_range
-from bidi.data.sources import DataError
+from bidi.errors import DataError
 
 # Pairs read from disk at once.
 _CHUNK = 4096

@@ -31,8 +31,8 @@ from bidi.data.packing import Examples, PackedDataset, Rows
 from bidi.data.partner import GOLD, Partner
 from bidi.data.prepared import PairSource
 from bidi.data.ragged import Ragged
-from bidi.data.sources import DataError
 from bidi.data.streams import Direction, Streams
+from bidi.errors import DataError
 from bidi.tokens import EOS, PAD
 
 Batch = dict[str, np.ndarray]

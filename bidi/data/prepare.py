@@ -1,13 +1,4 @@
-"""Turns a source into a prepared directory: vocabularies, token ids in array_record, a manifest.
-
-    <directory>/pairs/<split>-00000-of-0000N.array_record   one record per (source, reference)
-    <directory>/examples/<split>.array_record               texts with all references; not of train
-    <directory>/source.model, target.model                  sentencepiece
-    <directory>/manifest.json                               counts, lengths, hashes, versions
-
-A record of pairs/ is msgpack `{"source": bytes, "target": bytes}`, little-endian int32 token ids
-without markers; one of examples/ is msgpack `[source, [target, ...]]`.
-"""
+"""Turns a source into a directory of prepared data, see `bidi.data.layout`."""
 
 import contextlib
 import dataclasses
@@ -26,12 +17,14 @@ from etils import epath
 import bidi
 from bidi.data import vocabulary
 from bidi.data.config import DataConfig
+from bidi.data.layout import FORMAT, MANIFEST, examples_file, pair_shards, read_manifest
 from bidi.data.records import Records
-from bidi.data.sources import DataError, expand
-from bidi.data.splits import examples_file, pair_shards, write_split
+from bidi.data.splits import write_split
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig
+from bidi.errors import DataError
 from bidi.files import (
     absolute,
+    expand,
     in_bucket,
     lock,
     matching,
@@ -43,10 +36,6 @@ from bidi.files import (
 )
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-# Raised when the layout or the meaning of a prepared directory changes.
-FORMAT = 1
 
 _LOCK = "lock"
 _UNFINISHED = "unfinished"
@@ -186,21 +175,6 @@ def _temporary(directory: epath.Path) -> Iterator[epath.Path]:
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_manifest(directory: epath.Path) -> dict[str, Any]:
-    """What the prepared data are.
-
-    Raises:
-      DataError: The file is damaged.
-    """
-    try:
-        return json.loads((directory / MANIFEST).read_text())
-    except ValueError as error:
-        raise DataError(
-            f"{directory / MANIFEST} is damaged ({error}): delete the prepared data there, and "
-            "run bidi.prepare again"
-        ) from error
 
 
 def _existing(directory: epath.Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:

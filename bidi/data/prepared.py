@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 
 from bidi import distributed
-from bidi.data.prepare import FORMAT, MANIFEST, read_manifest
+from bidi.data.layout import FORMAT, MANIFEST, examples_file, pair_shards, read_manifest
 from bidi.data.records import Records
-from bidi.data.sources import DataError, Example, expand
-from bidi.data.splits import examples_file, pair_shards
+from bidi.data.sources import Example
 from bidi.data.vocabulary import Vocabulary
-from bidi.files import absolute
+from bidi.errors import DataError
+from bidi.files import absolute, expand
 
 _COMMAND = "python -m bidi.prepare --gin_file=... (the same files as for training)"
 _MEND = f"run {_COMMAND}, which mends it"

@@ -23,8 +23,8 @@ from etils import epath
 from bidi import distributed
 from bidi.data.partner import Partner
 from bidi.data.prepared import Pairs, PairSource, Prepared, read_range
-from bidi.data.sources import DataError, expand
-from bidi.files import matching
+from bidi.errors import DataError
+from bidi.files import expand, matching
 
 MANIFEST = "manifest.json"
 # Raised when the layout or the meaning of a directory changes.

@@ -10,7 +10,7 @@ from typing import Any
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
-from bidi.data.sources import DataError
+from bidi.errors import DataError
 from bidi.files import fetched, in_bucket, on_disk
 
 _CHUNK = 4096

@@ -1,4 +1,4 @@
-"""Writes one split of prepared data; what its files are: `bidi.data.prepare`."""
+"""Writes one split of prepared data; what its files are: `bidi.data.layout`."""
 
 import collections
 import contextlib
@@ -13,26 +13,17 @@ import numpy as np
 from etils import epath
 
 from bidi.data.config import DataConfig
+from bidi.data.layout import examples_file
 from bidi.data.records import record_writer
-from bidi.data.sources import DataError, Example
+from bidi.data.sources import Example
 from bidi.data.vocabulary import Vocabulary
-from bidi.files import matching
+from bidi.errors import DataError
 from bidi.tokens import UNK
 
 log = logging.getLogger(__name__)
 
 _PAIRS_PER_SHARD = 1_000_000
 _LOG_EVERY_SECONDS = 10.0
-
-
-def pair_shards(directory: epath.Path, split: str) -> list[epath.Path]:
-    """The shards of a split's pairs that there are, in order."""
-    return matching(directory / "pairs", f"{split}-*.array_record")
-
-
-def examples_file(directory: epath.Path, split: str) -> epath.Path:
-    """The texts of validation or test."""
-    return directory / "examples" / f"{split}.array_record"
 
 
 class _Side:

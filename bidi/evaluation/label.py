@@ -20,9 +20,8 @@ from bidi.data import pseudo
 from bidi.data.folds import fold_of
 from bidi.data.prepared import Pairs, Prepared, read_range
 from bidi.data.records import Records, record_writer
-from bidi.data.sources import DataError
 from bidi.data.streams import Direction
-from bidi.errors import UserError
+from bidi.errors import DataError, UserError
 from bidi.evaluation import restore
 from bidi.evaluation.found import Tally
 from bidi.evaluation.generate import Generator
@@ -88,7 +87,7 @@ def load_labellers(
     """
     labellers = []
     for workdir in dict.fromkeys(workdirs.values()):
-        experiment = load_run(str(workdir), list(bindings))
+        experiment = load_run(str(workdir), bindings)
         if data_identity(workdir)["vocabularies"] != prepared.manifest["vocabularies"]:
             raise UserError(
                 f"{workdir} has other vocabularies than the data in {prepared.directory}: label "

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 
-from bidi.data.sources import DataError
 from bidi.data.vocabulary import Vocabulary
-from bidi.errors import UserError
+from bidi.errors import DataError, UserError
 from bidi.evaluation.choose import System
 from bidi.evaluation.generate import Generator
 from bidi.experiment import Experiment, data_identity, load_run

@@ -22,7 +22,7 @@ class TransformerConfig:
         encoder_layers: number of encoder layers.
         decoder_layers: number of decoder layers.
         model_size: D.
-        heads: attention heads, a divisor of `model_size`.
+        heads: attention heads; twice as many divide `model_size`.
         feedforward_size: F.
         dropout: rate on embeddings and on the output of every sublayer.
         norm: layer normalisation before each sublayer or after it.

@@ -7,7 +7,7 @@ from typing import Literal
 import gin
 
 from bidi import ranges
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 from bidi.models.axes import MESH_AXES
 
 

@@ -3,24 +3,21 @@
 import logging
 from typing import Any
 
-from bidi import config as gin_config
 from bidi import distributed
-from bidi.config import ConfigError
 from bidi.data.prepared import Prepared
-from bidi.data.sources import expand
-from bidi.experiment import CONFIG_FILE, data_identity, differences
+from bidi.errors import ConfigError
+from bidi.experiment import CONFIG_FILE, Experiment, data_identity, differences
+from bidi.files import expand
 from bidi.training.checkpoints import Checkpoints, checksum
 
 log = logging.getLogger(__name__)
 
 
-def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
+def initial_params(experiment: Experiment, prepared: Prepared, params: Any) -> Any:
     """The best parameters of a workdir, or the newest where none were validated.
 
-    `gin_config.operative()` is the experiment that they are for.
-
     Args:
-        workdir: `Training.initialize_from`.
+        experiment: names the workdir, `Training.initialize_from`.
         prepared: the data to be trained on.
         params: of the shapes and on the devices that the restored ones shall have.
 
@@ -28,6 +25,7 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
         FileNotFoundError: it is no workdir, or has no checkpoint.
         ConfigError: its model has other vocabularies, another shape, or other heads.
     """
+    workdir = experiment.training.initialize_from
     path, named = expand(workdir), f"Training.initialize_from = {workdir!r}"
     if not (path / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{named} holds no {CONFIG_FILE}: it is no workdir of bidi.train")
@@ -37,7 +35,7 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
             f"{named} was trained with other vocabularies than those in {prepared.directory}: "
             "name a model that was trained on these data"
         )
-    others = _other_settings((path / CONFIG_FILE).read_text())
+    others = _other_settings((path / CONFIG_FILE).read_text(), experiment.settings.text)
     checkpoints = Checkpoints(path, keep=1)
     try:
         step = checkpoints.best_step()
@@ -59,10 +57,10 @@ def initial_params(workdir: str, prepared: Prepared, params: Any) -> Any:
     return restored
 
 
-def _other_settings(config: str) -> list[str]:
+def _other_settings(there: str, here: str) -> list[str]:
     """By what the model is another one, a line each."""
     return [
         f"\n  {d.name} = {d.old} there, {d.new} here"
-        for d in differences(config, gin_config.operative())
+        for d in differences(there, here)
         if d.name.startswith(("Experiment.", "Transformer.", "Recurrent.", "Streams."))
     ]

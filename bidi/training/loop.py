@@ -17,11 +17,11 @@ import numpy as np
 from etils import epath
 
 from bidi import distributed
-from bidi.config import ConfigError
 from bidi.data import pipeline
 from bidi.data.prepare import check_prepared
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
+from bidi.errors import ConfigError
 from bidi.experiment import CONFIG_FILE, Experiment
 from bidi.provenance import CompileMeter
 from bidi.tokens import EOS
@@ -151,7 +151,7 @@ class _Run:
 
     def claim(self) -> None:
         """Only once all is checked: a config that cannot be run must not claim the workdir."""
-        distributed.from_first(lambda: claim(self.workdir, self.prepared, self.experiment.partner))
+        distributed.from_first(lambda: claim(self.workdir, self.prepared, self.experiment))
         self.checkpoints = Checkpoints(self.workdir, self.config.keep_checkpoints)
 
     def train(self, stop: StopOnSignal, compiled: CompileMeter) -> Outcome:
@@ -181,9 +181,10 @@ class _Run:
                 if logging_due or evaluating or saving:
                     meter.drain()  # a state behind a NaN is neither evaluated nor saved
                 # A row ends where a state is saved: who resumes from there writes the same rows.
-                if (logging_due or saving) and (row := meter.row()):
-                    reporter.write(step, row)
+                row = meter.row() if logging_due or saving else {}
                 with meter.pause():
+                    if row:
+                        reporter.write(step, row)
                     loss = self._evaluate(state, step, reporter) if evaluating else None
                     if saving:
                         progress = {"skipped_in_a_row": meter.skipped_in_a_row}
@@ -221,8 +222,7 @@ class _Run:
         return state, progress.get("skipped_in_a_row", 0)
 
     def _initial_params(self) -> dict:
-        shapes = self.partitioner.shapes().params
-        return initial_params(self.config.initialize_from, self.prepared, shapes)
+        return initial_params(self.experiment, self.prepared, self.partitioner.shapes().params)
 
     def _evaluate(self, state: TrainState, step: int, reporter: Reporter) -> float:
         """Loss on the validation split, in nats a label."""

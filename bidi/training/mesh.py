@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 from bidi.models import axes
 from bidi.training.config import MeshConfig
 from bidi.training.partitioner import Partitioner, divide

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 from bidi.training.step import Trainer, TrainState
 
 AXIS = "devices"

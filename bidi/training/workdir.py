@@ -6,15 +6,13 @@ import os
 
 from etils import epath
 
-from bidi import config as gin_config
 from bidi import distributed
 from bidi.config_differences import Difference
-from bidi.data.partner import Partner
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs
-from bidi.errors import UserError
-from bidi.experiment import CONFIG_FILE, DATA_FILE, differences
-from bidi.files import PathError, absolute, write_whole
+from bidi.errors import PathError, UserError
+from bidi.experiment import CONFIG_FILE, DATA_FILE, PLACES, Experiment, differences
+from bidi.files import absolute, write_whole
 from bidi.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -22,15 +20,12 @@ log = logging.getLogger(__name__)
 # What may be another on a resume: it changes nothing of what was computed so far. The data and
 # pseudo outputs are compared by what was read, wherever they lie and however they were made.
 _FREE = (
+    *PLACES,
     "Search.",
     "Agreement.",
     "Evaluation.",
-    "Data.directory",
-    "Partner.directory",
     "Partner.recipe",
     "Pseudo.",
-    "Tfds.data_dir",
-    "ParallelText.",
     "Mesh.",
     "Training.steps",
     "Training.evaluate_every",
@@ -48,18 +43,18 @@ class CannotResumeError(UserError):
     """The workdir holds a run that this experiment cannot go on with."""
 
 
-def check_claim(workdir: epath.Path, prepared: Prepared) -> None:
+def check_claim(workdir: epath.Path, prepared: Prepared, experiment: Experiment) -> None:
     """Looks for what would keep a run out of its workdir, as far as can be told beforehand.
 
     For what is to be trained much later: nothing is asked of pseudo outputs, which may still have
-    to be made. `gin_config.operative()` is the experiment that is to be trained.
+    to be made.
 
     Raises:
         PathError: Orbax cannot work there.
         CannotResumeError: it holds a run of another experiment or other data.
     """
     check_place(workdir)
-    distributed.from_first(lambda: _compare(workdir, prepared))
+    distributed.from_first(lambda: _compare(workdir, prepared, experiment))
 
 
 def check_place(workdir: epath.Path) -> None:
@@ -75,17 +70,15 @@ def check_place(workdir: epath.Path) -> None:
         )
 
 
-def claim(workdir: epath.Path, prepared: Prepared, partner: Partner) -> None:
+def claim(workdir: epath.Path, prepared: Prepared, experiment: Experiment) -> None:
     """Lays down what the workdir's run is: config, vocabularies, data; or compares it.
-
-    `gin_config.operative()` is the experiment being run.
 
     Raises:
         CannotResumeError: the workdir holds a run of another experiment or other data.
     """
     saved, data = workdir / CONFIG_FILE, workdir / DATA_FILE
-    changed = _compare(workdir, prepared)
-    identity = prepared.identity
+    changed = _compare(workdir, prepared, experiment)
+    identity, partner = prepared.identity, experiment.partner
     if partner.kind == "pseudo":
         identity["pseudo"] = PseudoOutputs.open(partner.directory, prepared).identity
         if saved.exists() and json.loads(data.read_text()).get("pseudo") != identity["pseudo"]:
@@ -101,10 +94,10 @@ def claim(workdir: epath.Path, prepared: Prepared, partner: Partner) -> None:
     write_whole(data, json.dumps(identity, indent=1))
     write_whole(workdir / "provenance.json", json.dumps(provenance(), indent=1))
     # Last: where this file stands, all of them do.
-    write_whole(saved, gin_config.operative())
+    write_whole(saved, experiment.settings.text)
 
 
-def _compare(workdir: epath.Path, prepared: Prepared) -> list[Difference]:
+def _compare(workdir: epath.Path, prepared: Prepared, experiment: Experiment) -> list[Difference]:
     """What is another than in the workdir's run, if it holds one, and may be.
 
     Raises:
@@ -112,7 +105,7 @@ def _compare(workdir: epath.Path, prepared: Prepared) -> list[Difference]:
     """
     if not (workdir / CONFIG_FILE).exists():
         return []
-    changed = differences((workdir / CONFIG_FILE).read_text(), gin_config.operative())
+    changed = differences((workdir / CONFIG_FILE).read_text(), experiment.settings.text)
     if refused := [difference for difference in changed if not difference.name.startswith(_FREE)]:
         raise CannotResumeError(
             f"{workdir} holds a run that cannot be resumed with\n"

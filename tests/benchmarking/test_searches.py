@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bidi import config, experiment
+from bidi import experiment
 from bidi.benchmarking import searches
 from bidi.benchmarking.rounds import Spread
 from bidi.benchmarking.searches import Row, Taken
@@ -14,7 +14,7 @@ from tests.trained_run import HALVES
 
 
 def load(trained, *bindings):
-    return config.load(experiment.build, [trained.gin_file], bindings)
+    return experiment.load([trained.gin_file], bindings)
 
 
 def kinds(rows):

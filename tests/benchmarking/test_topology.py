@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bidi.benchmarking import devices, topology
-from bidi.config import ConfigError
+from bidi.errors import ConfigError
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v5e:1x1", "tpu-compile"), ("h100:1", "gpu-compile")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bidi import config, experiment
+from bidi import experiment
 from bidi.benchmarking import updates
 from bidi.benchmarking.rounds import Spread
 from bidi.data.prepared import Prepared
@@ -12,7 +12,7 @@ from bidi.provenance import CompileMeter
 
 @pytest.fixture
 def loaded(trained):
-    return config.load(experiment.build, [trained.gin_file], ["Transformer.own_decoders = True"])
+    return experiment.load([trained.gin_file], ["Transformer.own_decoders = True"])
 
 
 def test_l2r_alone_is_a_valid_experiment_and_differs_in_nothing_else(trained):
@@ -21,8 +21,8 @@ def test_l2r_alone_is_a_valid_experiment_and_differs_in_nothing_else(trained):
         "Search.coupling = 'paired'",
         "Partner.kind = 'predicted'",
     ]
-    both = config.load(experiment.build, [trained.gin_file], interacting)
-    alone = config.load(experiment.build, [trained.gin_file], ["Streams.ways = 'l2r'"])
+    both = experiment.load([trained.gin_file], interacting)
+    alone = experiment.load([trained.gin_file], ["Streams.ways = 'l2r'"])
     assert updates.l2r_alone(both) == alone
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bidi.data import apt_lists
 from bidi.data.apt_lists import Package
-from bidi.data.sources import DataError
+from bidi.errors import DataError
 
 PACKAGES = """Package: cat
 Version: 1.0

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from bidi.data import debian_titles
 from bidi.data.apt_lists import Package
 from bidi.data.debian_titles import clean, side, split_packages
-from bidi.data.sources import Example, Tfds
+from bidi.data.sources import Example
+from bidi.data.tfds import Tfds
 
 
 def words(seed, count):

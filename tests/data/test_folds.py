@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from bidi.data import folds
 from bidi.data.folds import WithoutFold, fold_of
-from bidi.data.sources import DataError
+from bidi.errors import DataError
 
 # Sources of so few letters that many are there several times, as words with two pronunciations.
 SOURCES = st.lists(

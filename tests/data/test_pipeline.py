@@ -12,8 +12,8 @@ from bidi.data import pipeline
 from bidi.data.partner import Partner
 from bidi.data.pipeline import BatchConfig, training_batches, validation_batches
 from bidi.data.pseudo import BesidePseudo
-from bidi.data.sources import DataError
 from bidi.data.streams import Streams
+from bidi.errors import DataError
 from bidi.tokens import EOS, PAD
 
 FIRST = 6

@@ -15,8 +15,10 @@ from bidi.data import records, splits
 from bidi.data.config import DataConfig
 from bidi.data.prepare import check_prepared, prepare
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError, ParallelText, Tfds
+from bidi.data.sources import ParallelText
+from bidi.data.tfds import Tfds
 from bidi.data.vocabulary import VocabularyConfig
+from bidi.errors import DataError
 from bidi.tokens import UNK
 
 CHAR = VocabularyConfig("char")

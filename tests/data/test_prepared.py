@@ -7,8 +7,9 @@ import pytest
 from bidi.data.config import DataConfig
 from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError, ParallelText
+from bidi.data.sources import ParallelText
 from bidi.data.vocabulary import VocabularyConfig
+from bidi.errors import DataError
 
 
 @pytest.fixture

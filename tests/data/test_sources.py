@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bidi.data import sources
-from bidi.data.sources import DataError, Example, ParallelText, Tfds
+from bidi.data import tfds as tfds_source
+from bidi.data.sources import Example, ParallelText
+from bidi.data.tfds import Tfds
+from bidi.errors import DataError, PathError
 
 
 def write(path, text):
@@ -94,20 +96,24 @@ def test_variables_are_expanded(parallel, tmp_path, monkeypatch):
     text = ParallelText({"train": "$CORPUS/src"}, {"train": "${CORPUS}/ref0"})
     assert list(text.examples("train")) == [Example("a", ("1",))]
     monkeypatch.delenv("CORPUS")
-    with pytest.raises(DataError, match="variable CORPUS is not set"):
+    with pytest.raises(PathError, match="variable CORPUS is not set"):
         list(text.examples("train"))
 
 
 def test_a_stray_dollar_is_explained():
-    with pytest.raises(DataError, match=r"write \$NAME"):
+    with pytest.raises(PathError, match=r"write \$NAME"):
         list(ParallelText({"train": "a$"}, {"train": "b"}).examples("train"))
 
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ({"train": "a", "valid": "b"}, {"train": "a"}, "source: 'valid' .*nearest: 'validation'"),
-        ({"train": "a"}, {"train": "a", "dev": "b"}, "target: 'dev' .*train, validation, test"),
+        (
+            {"train": "a", "valid": "b"},
+            {"train": "a"},
+            "source: 'valid' .*'validation'",
+        ),
+        ({"train": "a"}, {"train": "a", "dev": "b"}, "target: 'dev' .*test, train, validation"),
         ({"test": "a"}, {"test": "a"}, "no split 'train'"),
         ({"train": "a", "test": "a"}, {"train": "a"}, "both sides need the same"),
     ],
@@ -169,7 +175,7 @@ def toy(data_dir):
 
 
 def test_tfds_texts_nested_and_repeated(toy, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 2)
+    monkeypatch.setattr(tfds_source, "_CHUNK", 2)
     examples = sorted(toy().examples("train"), key=lambda example: example.source)
     assert examples == [Example(f"é{i}", tuple(f"{i}{j}" for j in range(i))) for i in range(5)]
 
@@ -192,14 +198,14 @@ def test_tfds_fingerprint(toy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "toy_text"}, "Tfds.name: 'toy_text' is no dataset .*nearest: 'toy_texts'"),
-        ({"name": "cmudict/plane"}, "'plane' is no config of cmudict.*nearest: 'plain'"),
+        ({"name": "toy_text"}, "Tfds.name: 'toy_text' is no dataset .*Did you mean 'toy_texts'"),
+        ({"name": "cmudict/plane"}, "'plane' is no config of cmudict.*Did you mean 'plain'"),
         ({"name": "toy_texts:9.9.9"}, "Tfds.name: .*9.9.9"),
-        ({"source": "in/txt"}, "source_key: 'in/txt' .*nearest: 'in/text'; .*out"),
+        ({"source": "in/txt"}, "source_key: 'in/txt' .*Did you mean 'in/text'"),
         ({"target": "in"}, "target_key: 'in' is no feature"),
         (
             {"train": "trian"},
-            "'trian' is no split of toy_texts; nearest: 'train'; there are: train, extra",
+            "'trian' is no split of toy_texts, which has train, extra",
         ),
         ({"train": "train[:0]"}, r"'train\[:0\]' of toy_texts has no example"),
         ({"train": "train[x]"}, r"'train\[x\]' is no slice"),

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from bidi.evaluation import batching
 from bidi.evaluation.batching import ENOUGH, QUEUE, Batching, usual_tokens
 
 
@@ -12,6 +13,12 @@ def queues(batching, lengths):
         for indices, shape in batching.queues(members, length):
             assert shape.length == length
             yield indices, shape
+
+
+def test_few_lengths_of_rows_an_eighth_apart_at_most():
+    assert [batching._bucket(n) for n in (1, 8, 9, 64, 65, 80, 129, 257)] == [
+        *(8, 8, 16, 64, 80, 80, 160, 320)
+    ]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])

@@ -10,7 +10,8 @@ import pytest
 
 from bidi import evaluate, experiment
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError, Example
+from bidi.data.sources import Example
+from bidi.errors import DataError
 from bidi.evaluation import agreement, metrics
 from bidi.evaluation.agreement import Choice
 from bidi.evaluation.config import EvaluationConfig

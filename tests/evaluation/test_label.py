@@ -16,8 +16,7 @@ from bidi.data.folds import fold_of
 from bidi.data.partner import Partner
 from bidi.data.prepared import Prepared
 from bidi.data.pseudo import PseudoOutputs, pairs_beside
-from bidi.data.sources import DataError
-from bidi.errors import UserError
+from bidi.errors import DataError, UserError
 from bidi.evaluation import label as labelling
 from bidi.evaluation.found import Found, Hypothesis
 from bidi.evaluation.label import label, load_labellers

@@ -163,6 +163,14 @@ def rows(lines):
     return {cells[0]: cells[1:] for cells in inside}
 
 
+def test_every_number_stands_under_its_heading(monkeypatch):
+    row = {"wer": 1, "per": 2, "bleu": 3, "chrf": 4, "length_ratio": 7}
+    row["positional_accuracy"] = {"first_4": 5, "last_4": 6}
+    monkeypatch.setattr(report, "scores", lambda *_: row)
+    cells = rows(printed(FOUND, CHOSEN, None))["chosen"]
+    assert cells == ["1.00", "2.00", "3.00", "4.00", "5.00", "6.00", "7.000"]
+
+
 def test_the_table_names_systems_and_shares():
     lines = printed(FOUND, CHOSEN, None)
     assert lines[0].strip() == "test: 4 sources"

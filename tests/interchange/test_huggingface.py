@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from bidi.config import ConfigError
 from bidi.data.config import DataConfig
 from bidi.data.partner import GOLD
 from bidi.data.pipeline import BatchConfig
 from bidi.data.streams import Streams
 from bidi.data.vocabulary import Vocabulary, VocabularyConfig, train
-from bidi.errors import UserError
+from bidi.errors import ConfigError, UserError
 from bidi.evaluation.config import AgreementConfig, EvaluationConfig
 from bidi.experiment import Experiment
 from bidi.interchange import huggingface

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from bidi import config, experiment
-from bidi.config import ConfigError
+from bidi import experiment
 from bidi.data.prepared import Prepared
+from bidi.errors import ConfigError
 from bidi.evaluation.restore import restore_generator
 from bidi.training.initial import initial_params
+from tests.trained_run import STEPS
 
 
 @pytest.fixture
@@ -20,14 +21,15 @@ def start(trained):
 
     def call(workdir, *bindings):
         prepared = Prepared.open(str(trained.data))
-        loaded = config.load(experiment.build, [trained.gin_file], list(bindings))
+        named = f"Training.initialize_from = '{workdir}'"
+        loaded = experiment.load([trained.gin_file], [named, *bindings])
         model = loaded.make_model(prepared.source_vocabulary, prepared.target_vocabulary)
         shapes = jax.eval_shape(model.init, jax.random.key(0), model.smallest_batch())["params"]
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
         )
-        return initial_params(str(workdir), prepared, placed)
+        return initial_params(loaded, prepared, placed)
 
     return call
 
@@ -37,13 +39,18 @@ def copy(trained, tmp_path):
     return shutil.copytree(trained.both, tmp_path / "copy")
 
 
-def test_a_model_that_reads_both_ends_starts_with_one_that_does_not(start, trained, monkeypatch):
-    """Fusion by tanh has no parameters; the moving average is taken where there is one."""
-    monkeypatch.setenv("RUNS", str(trained.both.parent))
-    params = start("$RUNS/both", "Transformer.interaction = 'layers'", "Search.coupling = 'paired'")
-    loaded = experiment.load_run(str(trained.both), [])
-    best, _ = restore_generator(str(trained.both), loaded, "best")
-    jax.tree.map(np.testing.assert_array_equal, params, best.params)
+def test_a_model_that_reads_both_ends_starts_with_one_that_does_not(start, copy, monkeypatch):
+    """Fusion by tanh has no parameters. The best checkpoint counts, not the newest."""
+    metrics = copy / "checkpoints" / str(STEPS) / "metrics" / "metrics"
+    (name,) = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({name: 1e9}))
+    monkeypatch.setenv("RUNS", str(copy.parent))
+    params = start("$RUNS/copy", "Transformer.interaction = 'layers'", "Search.coupling = 'paired'")
+    loaded = experiment.load_run(str(copy), [])
+    for checkpoint, step in (("latest", STEPS), ("best", STEPS // 2)):
+        generator, found = restore_generator(str(copy), loaded, checkpoint)
+        assert found == step
+    jax.tree.map(np.testing.assert_array_equal, params, generator.params)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,23 @@ def plain_loss(states_BWTD, output_VD, labels_BWT, weights_BWT):
     return (by_optax(logits_BWTV, labels_BWT, 0.1) * weights_BWT).sum()
 
 
+def test_of_states_in_bfloat16_the_loss_is_float32s():
+    rng = np.random.default_rng(8)
+    states_BWTD, output_VD = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((*SHAPE, 8), (V, 8))
+    )
+    _, labels_BWT, weights_BWT = make_case(9)
+
+    def loss(states_BWTD, output_VD):
+        return cross_entropy(states_BWTD, Output(output_VD), labels_BWT, weights_BWT, 0.1).loss
+
+    wide = states_BWTD.astype(jnp.float32), output_VD.astype(jnp.float32)
+    expected, gradient = jax.value_and_grad(plain_loss, argnums=1)(*wide, labels_BWT, weights_BWT)
+    actual, of_table = jax.value_and_grad(loss, argnums=1)(states_BWTD, wide[1])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(of_table, gradient, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 30, 512])
 def test_chunks_change_nothing(chunk_tokens, monkeypatch):
     """Nor do chunks that the tokens do not fill: sums and both gradients are the plain loss's."""

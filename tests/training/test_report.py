@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bidi.training.loss import LossSums
-from bidi.training.report import NotFiniteError, TrainMeter, training_summary
+from bidi.training.report import NotFiniteError, TrainMeter, means, training_summary
 from bidi.training.step import Suspects
 
 
@@ -47,6 +47,25 @@ def test_what_was_skipped_is_counted_and_is_in_no_mean(caplog):
     row = some.row()
     assert row["train/skipped"] == 1
     assert "train/loss" not in row
+
+
+def test_means_are_of_the_labels_of_each_direction():
+    sums = LossSums(np.float32(12), np.array([4, 9]), np.array([2, 3]), np.array([2, 6]))
+    assert means(sums, ["l2r", "r2l"], "validation") == {
+        "validation/loss": 1.5,
+        "validation/nll_l2r": 2.0,
+        "validation/nll_r2l": 1.5,
+        "validation/accuracy_l2r": 1.0,
+        "validation/accuracy_r2l": 0.5,
+    }
+
+
+def test_the_gradient_norm_is_the_mean_of_the_updates():
+    some = meter()
+    for step, norm in ((1, 1.0), (2, 3.0)):
+        some.add(step, metrics(norm=norm))
+    some.drain()
+    assert some.row()["train/gradient_norm"] == 2
 
 
 def test_a_skipped_update_takes_time(monkeypatch):
