@@ -11,7 +11,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from bidi import benchmark, config, verb
-from bidi.benchmarking import updates
+from bidi.benchmarking import searches, updates
+from tests.benchmarking.test_searches import taken
 from tests.trained_run import HALVES, STEPS
 
 SPREAD = {"median", "least", "most"}
@@ -109,7 +110,7 @@ def test_search(trained, tmp_path, capsys):
         "--rounds=2",
         "--sentences=9",
         "--beams=2",
-        "--batch_tokens=64,128",
+        "--batch_tokens=64",
         "--profile",
         f"--output={output}",
         bindings=["Search.alpha = 0.3", "Transformer.dropout = 0.25"],
@@ -128,15 +129,12 @@ def test_search(trained, tmp_path, capsys):
     names = ["L2R, none, beam 2", "model, none, beam 2"]
     assert [row["name"] for row in report["rows"]] == names
     for row in report["rows"]:
-        assert row["batches"].keys() == {"one", "64", "128"}
+        assert row["batches"].keys() == {"one", "64"}
         for at in row["batches"].values():
             assert 0 < at["row_steps_needed"] <= at["row_steps_run"]
             assert at["compile_seconds"] > 0
             assert at["ratio_to_l2r"].keys() == SPREAD
-        rates = {
-            size: row["batches"][size]["sentences_per_second"]["median"] for size in row["batches"]
-        }
-        assert row["best"] == max(("64", "128"), key=rates.get)
+        assert row["best"] == "64"
     assert report["rows"][0]["ratio_to_l2r_at_best"] == 1
     assert report["shares"].keys() == set(names)
     for shares in itertools.chain(*(by_batch.values() for by_batch in report["shares"].values())):
@@ -146,6 +144,25 @@ def test_search(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "one sentence at a time" in printed
     assert "% of the devices' time, model, none, beam 2, batch: encoder" in printed
+
+
+@pytest.mark.usefixtures("restore_once")
+def test_every_size_of_batch_is_measured(trained, tmp_path, monkeypatch):
+    """No search is run for it: those of one size are above."""
+    asked = []
+
+    def at_batch(models, rows, sources, size, *_):
+        asked.append(size)
+        return {row: taken(10.0 / (size or 1)) for row in rows}
+
+    monkeypatch.setattr(searches, "_at_batch", at_batch)
+    output = tmp_path / "search.json"
+    arguments = [f"--workdir={trained.both}", "--beams=2", "--batch_tokens=64,256,128"]
+    call(benchmark.search, *arguments, f"--output={output}")
+    assert asked == [None, 64, 256, 128]
+    (row,) = strict(output.read_text())["rows"]
+    assert list(row["batches"]) == ["one", "64", "256", "128"]
+    assert row["best"] == "256"
 
 
 # What `verb.run` says in one line.
@@ -226,7 +243,10 @@ def test_what_cannot_be_measured_is_named(trained, tmp_path):
 def test_print_config_measures_nothing(trained, capsys, measurement):
     source = "gin_file" if measurement is benchmark.train else "workdir"
     place = trained.gin_file if source == "gin_file" else trained.both
-    call(measurement, f"--{source}={place}", "--print_config", bindings=["Search.beam_size = 6"])
+    with pytest.raises(SystemExit):
+        call(
+            measurement, f"--{source}={place}", "--print_config", bindings=["Search.beam_size = 6"]
+        )
     printed = capsys.readouterr().out
     assert "Search.beam_size = 6" in printed
     assert "ms/update" not in printed

@@ -1,12 +1,11 @@
-"""Several processes in fact: two of them, on two virtual devices each.
+"""Several processes in fact: two of them train, on two virtual devices each.
 
-Processes take long to start and to compile: they are few, and share one compilation cache.
+Processes take long to start and to compile: they are few, and share one compilation cache. What
+processes do beside training is in test_two_processes.py.
 """
 
-import json
 import os
 import pathlib
-import pickle
 import random
 import shutil
 import signal
@@ -16,21 +15,18 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from bidi import config, distributed, experiment
-from bidi.config import ConfigError
+from bidi import distributed, experiment
 from bidi.data.prepare import prepare
+from bidi.errors import ConfigError
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
 from bidi.training.checkpoints import ProcessesError
-from tests import two_processes, xla_flags
+from tests import xla_flags
 from tests.stoppable_run import EXPERIMENT, rows, saved
-from tests.test_evaluate import rounded, strict, without
-from tests.trained_run import TEST_SOURCES
 from tests.training.tiny import assert_trees_close, assert_trees_equal
 
 STEPS, SAVED_EVERY = 24, 8
@@ -88,7 +84,7 @@ def tiny(tmp_path_factory):
 
 
 def load(directory, *bindings):
-    return config.load(experiment.build, [str(directory / "tiny.gin")], bindings)
+    return experiment.load([str(directory / "tiny.gin")], bindings)
 
 
 def environment(cache):
@@ -169,10 +165,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+# Not `undisturbed`, by which conftest.py would have one process run this file and test_train.py.
 @pytest.fixture(scope="module")
-def undisturbed(tiny):
+def uninterrupted(tiny):
     """The workdir of a run that nothing stopped, started by launch/local.sh."""
-    workdir = tiny / "undisturbed"
+    workdir = tiny / "uninterrupted"
     local = pathlib.Path(__file__).parent.parent / "launch" / "local.sh"
     done = subprocess.run(
         [
@@ -195,7 +192,7 @@ def undisturbed(tiny):
     return workdir
 
 
-def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, undisturbed):
+def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, uninterrupted):
     run = Training(tiny, tiny / "run")
     run.until(lambda: run.last_row() >= 3)
     run.processes[1].send_signal(signal.SIGTERM)
@@ -223,11 +220,11 @@ def test_stopped_then_killed_a_run_goes_on_as_if_it_had_not_been(tiny, undisturb
     assert run.finish() == [0, 0], run.outputs
     assert f"Checkpoint of step {newest}: JSONDecodeError" in run.outputs[0]
     assert f"from step {before}" in run.outputs[0]
-    assert rows(run.workdir) == rows(undisturbed)
-    assert_trees_equal(saved(run.workdir, STEPS), saved(undisturbed, STEPS))
+    assert rows(run.workdir) == rows(uninterrupted)
+    assert_trees_equal(saved(run.workdir, STEPS), saved(uninterrupted, STEPS))
 
 
-def test_a_divided_state_is_saved_and_restored_by_all_or_by_none(tiny, undisturbed):
+def test_a_divided_state_is_saved_and_restored_by_all_or_by_none(tiny, uninterrupted):
     """Each device has a quarter of the state. All go on without a checkpoint, or all stop."""
     bindings = ["partitioner=mesh", "on_failed_save=continue"]
     mesh = [f"--gin.Training.{binding}" for binding in bindings]
@@ -250,9 +247,9 @@ def test_a_divided_state_is_saved_and_restored_by_all_or_by_none(tiny, undisturb
     assert "from step 8" in run.outputs[0]
     assert run.checkpoints()[-2:] == [16, 24]
     # What Pmap gives, but for rounding.
-    for row, expected in zip(rows(run.workdir), rows(undisturbed), strict=True):
+    for row, expected in zip(rows(run.workdir), rows(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
-    expected = saved(undisturbed, STEPS)
+    expected = saved(uninterrupted, STEPS)
     assert_trees_close(saved(run.workdir, STEPS)["ema"], expected["ema"], rtol=1e-2, atol=1e-4)
     # One process, on other devices, searches with it.
     loaded = experiment.load_run(str(run.workdir), [])
@@ -261,126 +258,25 @@ def test_a_divided_state_is_saved_and_restored_by_all_or_by_none(tiny, undisturb
     assert_trees_equal(jax.device_get(generator.params), saved(run.workdir, STEPS)["ema"])
 
 
-def test_the_first_process_writes_for_all(undisturbed):
-    written = rows(undisturbed)
+def test_the_first_process_writes_for_all(uninterrupted):
+    written = rows(uninterrupted)
     assert [row["step"] for row in written if "train/loss" in row] == list(range(1, STEPS + 1))
     assert [row["step"] for row in written if "validation/loss" in row] == [8, 16, 24]
-    assert {path.name for path in undisturbed.iterdir()} == {
+    assert {path.name for path in uninterrupted.iterdir()} == {
         "checkpoints", "config.gin", "data.json", "lock", "metrics.jsonl",
         "provenance.json", "source.model", "target.model", "tensorboard",
     }  # fmt: skip
-    assert len(list((undisturbed / "tensorboard").iterdir())) == 1
-    places = (undisturbed / "checkpoints" / str(STEPS) / "data").glob("*.json")
+    assert len(list((uninterrupted / "tensorboard").iterdir())) == 1
+    places = (uninterrupted / "checkpoints" / str(STEPS) / "data").glob("*.json")
     assert sorted(p.name for p in places) == [f"process_{n}-of-2.json" for n in (0, 1)]
 
 
-def test_another_number_of_processes_is_refused(tiny, undisturbed, tmp_path):
-    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+def test_another_number_of_processes_is_refused(tiny, uninterrupted, tmp_path):
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
     with pytest.raises(ProcessesError, match="saved by 2 processes, now there are 1"):
         loop.train(load(tiny, f"Training.steps = {STEPS + 8}"), workdir)
     assert not list(workdir.glob("unreadable*"))
-    assert rows(workdir) == rows(undisturbed)
-
-
-@pytest.fixture(scope="module")
-def seen(trained, tmp_path_factory):
-    """What each process of tests/two_processes.py saw, and where; SLURM says which it is."""
-    directory = tmp_path_factory.mktemp("two")
-    prepare_directory(trained, directory)
-    port = free_port()
-
-    def slurm(number):
-        return {
-            "SLURM_JOB_ID": "7",
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": str(number),
-            "SLURM_LOCALID": str(number),
-            "JAX_COORDINATOR_PORT": str(port),
-        }
-
-    command = [sys.executable, "-m", "tests.two_processes", "--distributed"]
-    run = Two(
-        directory / "log",
-        directory / "cache",
-        [*command, f"--directory={directory}"],
-        lambda number: [],
-        slurm,
-    )
-    codes = run.finish()
-    assert "two_processes: the second gives up" in run.outputs[1], run.outputs
-    assert codes[0] != 0
-    assert codes[1] == 1
-    return [pickle.loads((directory / f"{n}.pickle").read_bytes()) for n in (0, 1)], directory
-
-
-def prepare_directory(trained, directory):
-    ignore = shutil.ignore_patterns("eval")
-    shutil.copytree(trained.both, directory / "both", ignore=ignore)
-    (directory / "source").write_text("".join(f"{source}\n" for source in TEST_SOURCES[:7]))
-
-
-def test_processes_agree(seen):
-    for one in seen[0]:
-        assert one["gathered"] == ["", "x"]
-        assert one["shares"] == [
-            [], ["aa0"], ["aa0", "bb1"], ["aa0", "bb1", "cc2", "dd3", "ee4", "ff5", "gg6"],
-        ]  # fmt: skip
-        # What one wants, all know at the next vote, and not before.
-        assert one["votes"] == [False, False, False, True, False]
-
-
-def test_what_the_first_cannot_do_all_refuse(seen):
-    for one in seen[0]:
-        assert one["error"] == "the first says no"
-        assert "Training.seed = 5 (it has 0)" in one["refused"]
-        assert "none" in one["unreadable"]
-
-
-def test_processes_that_were_started_otherwise_are_refused(seen):
-    for one in seen[0]:
-        assert one["alike"] is None
-        assert one["unlike"].startswith("process 1 has seed = 1, process 0 has 0: start all with")
-        assert "process 1 has Search.beam_size = 5, process 0 has 4" in one["other flags"]
-
-
-def test_parameters_are_those_of_one_process(seen):
-    expected = two_processes.train(two_processes.make_pmap(devices=4))
-    for one in seen[0]:
-        assert_trees_close(one["trained"], expected, rtol=1e-4, atol=1e-6)
-    assert_trees_equal(*(one["trained"] for one in seen[0]))
-    assert np.ptp(expected[1]) > 0.1
-
-
-def test_searches_give_what_one_process_gives(seen, trained, tmp_path, restore_once):
-    (first, second), directory = seen
-    prepare_directory(trained, tmp_path)
-    config.define_flags()
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
-    expected = two_processes.run_verbs(tmp_path)
-    assert second["printed"] == ["", "", ""]
-    names = {path.name for path in (tmp_path / "both" / "eval").iterdir()}
-    assert {path.name for path in (directory / "both" / "eval").iterdir()} == names
-    for name in names:
-        ours, theirs = (at / "both" / "eval" / name for at in (directory, tmp_path))
-        if ours.suffix == ".txt":
-            assert ours.read_text() == theirs.read_text()
-            continue
-        ours, theirs = strict(ours.read_text()), strict(theirs.read_text())
-        if isinstance(ours, list):  # the choices of agreement
-            assert rounded(ours) == rounded(theirs)
-            continue
-        for key in ("sentences", "truncated"):
-            assert ours.get("speed", {}).get(key) == theirs.get("speed", {}).get(key)
-        different = ("speed", "provenance", "workdirs")
-        assert rounded(without(ours, *different)) == rounded(without(theirs, *different))
-    ours, theirs = (
-        [rounded(json.loads(line)) for line in printed[2].splitlines()]
-        for printed in (first["printed"], expected)
-    )
-    assert len(ours) == 7
-    assert ours == theirs
+    assert rows(workdir) == rows(uninterrupted)
 
 
 @pytest.fixture
@@ -426,24 +322,33 @@ def test_all_must_have_equally_many_devices(monkeypatch):
         distributed.initialize()
 
 
-def local(*arguments):
+def local(*arguments, path=os.environ["PATH"]):
     script = pathlib.Path(__file__).parent.parent / "launch" / "local.sh"
     command = ["bash", str(script), *arguments]
     # No accelerator, and nothing that the caller has set.
-    environment = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"}
+    environment = {"PATH": path, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_local_prints_its_commands(tmp_path):
-    done = local("--dry_run", f"--logs={tmp_path}/logs", "2", "--", "verb", "--gin.A=(1, 2)")
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 1), (7, 2), (96, 4)])
+def test_local_prints_its_commands(tmp_path, cores, devices):
+    """Each process has its share of the virtual devices, which are as many as the cores allow."""
+    nproc = tmp_path / "bin" / "nproc"
+    nproc.parent.mkdir()
+    nproc.write_text(f"#!/bin/sh\necho {cores}\n")
+    nproc.chmod(0o755)
+    done = local(
+        *("--dry_run", f"--logs={tmp_path}/logs", "2", "--", "verb", "--gin.A=(1, 2)"),
+        path=f"{nproc.parent}:{os.environ['PATH']}",
+    )
     lines = done.stdout.splitlines()
     assert done.returncode == 0
     assert len(lines) == 2
     for number, line in enumerate(lines):
-        assert "device_count=1 " in line or "device_count=2 " in line or "count=4 " in line
+        assert f"device_count={devices} " in line
         assert r"verb --gin.A=\(1\,\ 2\) --coordinator=127.0.0.1:" in line
         assert f"--processes=2 --process={number}" in line
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [nproc.parent]
 
 
 def test_local_stops_all_if_one_fails(tmp_path):

@@ -14,8 +14,7 @@ from etils import epath
 from bidi.data import pipeline
 from bidi.data.prepare import prepare
 from bidi.data.prepared import Prepared
-from bidi.data.sources import DataError
-from bidi.errors import UserError
+from bidi.errors import DataError, UserError
 from bidi.training import lock, loop
 from bidi.training.checkpoints import Checkpoints, FailedSaveError
 from bidi.training.report import NotFiniteError

@@ -7,14 +7,16 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 
 import pytest
+from absl.testing import flagsaver
 
-from bidi import config
+from bidi import train as train_verb
+from bidi import verb
 from bidi.data.prepare import prepare
-from bidi.data.sources import DataError
-from bidi.files import PathError
+from bidi.errors import ConfigError, DataError, PathError, UserError
 from bidi.provenance import CompileMeter
 from bidi.training import loop, stop
 from bidi.training.workdir import CannotResumeError
@@ -29,6 +31,7 @@ from tests.stoppable_run import (
     saved,
     train,
 )
+from tests.training.test_checkpoints import flip
 from tests.training.tiny import assert_trees_equal
 
 
@@ -44,7 +47,7 @@ def test_the_undisturbed_run_learns_and_leaves_what_it_should(undisturbed):
     }  # fmt: skip
 
 
-def test_killed_three_times(tiny, undisturbed, tmp_path):
+def test_killed_three_times_and_the_newest_checkpoint_damaged(tiny, undisturbed, tmp_path):
     # Before there is any checkpoint: it starts anew.
     process = Process(tiny, tmp_path / "run")
     process.until(lambda: len(process.rows()) > 2).kill()
@@ -63,13 +66,17 @@ def test_killed_three_times(tiny, undisturbed, tmp_path):
     process = Process(tiny, process.workdir)
     process.until(process.is_saving).kill()
     assert f"from step {step}" in process.output
-    *complete, begun = process.checkpoints()
-    assert complete[-1].isdigit()
+    *_, before, newest, begun = process.checkpoints()
+    assert newest.isdigit()
     assert "tmp" in begun
 
+    # What it would go on from is damaged: it goes on from the one before.
+    for path in (process.workdir / "checkpoints" / newest / "params").rglob("d/*"):
+        flip(path)
     process = Process(tiny, process.workdir)
     assert process.finish() == 0, process.output
-    assert f"from step {complete[-1]}" in process.output
+    assert f"Checkpoint of step {newest}" in process.output
+    assert f"from step {before}" in process.output
     assert_same_run(process.workdir, undisturbed)
 
 
@@ -110,29 +117,6 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tiny, undisturbed, tmp_path):
     assert ours.keys() - theirs.keys() <= {(step, "train") for step in stops}
 
 
-def test_a_damaged_checkpoint_is_made_again(tiny, undisturbed, finished):
-    for path in (finished / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    process = Process(tiny, finished)
-    assert process.finish() == 0, process.output
-    assert f"Checkpoint of step {STEPS}" in process.output
-    assert f"from step {STEPS - SAVED_EVERY}" in process.output
-    assert_same_run(finished, undisturbed)
-
-
-def test_nothing_but_damaged_checkpoints(tiny, finished):
-    for path in (finished / "checkpoints").glob("*/progress/metadata"):
-        path.write_bytes(b"")
-    before = files(finished)
-    process = Process(tiny, finished)
-    assert process.finish() == 1
-    assert "bidi.train: None of the checkpoints in" in process.output
-    assert "\nTraceback" not in process.output
-    assert files(finished) == before
-
-
 def test_a_loss_that_is_no_number_stops_the_run(tiny, finished):
     # A run that was fine so far and breaks: as if it had had this learning rate from the start.
     saved_config = finished / "config.gin"
@@ -152,30 +136,46 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny, finished):
     assert "NaN" not in (finished / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"workdir": ""}, "--workdir is missing"),
-        ({"gin_file": "none.gin"}, "none.gin"),
-        ({"flag": "--gin.Data.directory=/none"}, "/none holds no prepared data: run python -m"),
-    ],
-)
-def test_errors_of_the_user_have_no_traceback(tiny, tmp_path, arguments, message):
-    process = Process(
-        tiny,
-        tmp_path / "run",
-        arguments.get("flag", "--print_config=false"),
-        *["--workdir="] * ("workdir" in arguments),
-        gin_file=arguments.get("gin_file", "tiny.gin"),
-    )
+def test_errors_of_the_user_have_no_traceback(tiny, tmp_path):
+    process = Process(tiny, tmp_path / "run", "--gin.Data.directory=/none")
     assert process.finish() == 1
-    assert message in process.output
+    assert "/none holds no prepared data: run python -m" in process.output
     assert process.output.splitlines()[-1].startswith("bidi.train: ")
     assert "Traceback" not in process.output
     assert not process.workdir.exists()
 
 
 # In this process from here on: nothing is compiled where nothing is left to do.
+
+
+@pytest.mark.parametrize(
+    ("gin_file", "workdir", "message"),
+    [("tiny.gin", "", "--workdir is missing"), ("none.gin", "run", "none.gin")],
+)
+def test_errors_of_the_user_are_said_in_a_line(
+    tiny, tmp_path, monkeypatch, gin_file, workdir, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verb, "_log_to_stderr", lambda: None)
+    arguments = [f"--gin_file={tiny / gin_file}", f"--workdir={workdir}"]
+    monkeypatch.setattr(sys, "argv", ["bidi.train", *arguments])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+        verb.run("bidi.train", train_verb.main, processes=True)
+    (line,) = caught.value.code.splitlines()
+    assert line.startswith("bidi.train: ")
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_but_damaged_checkpoints(tiny, finished, caplog):
+    for path in (finished / "checkpoints").glob("*/progress/metadata"):
+        path.write_bytes(b"")
+    before = files(finished)
+    with pytest.raises(UserError, match=r"^None of the checkpoints in"):
+        train(tiny, finished)
+    assert "cannot be read" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert files(finished) == before
 
 
 def test_a_finished_run_does_nothing(tiny, finished, caplog):
@@ -188,8 +188,9 @@ def test_a_finished_run_does_nothing(tiny, finished, caplog):
 
 def test_the_saved_config_replays(tiny, finished):
     before = files(finished)
-    train(tiny, finished, "Training.accumulation = 1", file=finished / "config.gin")
-    assert config.operative() == (finished / "config.gin").read_text()
+    binding, file = "Training.accumulation = 1", finished / "config.gin"
+    train(tiny, finished, binding, file=file)
+    assert load(tiny, binding, file=file).settings.text == file.read_text()
     assert files(finished) == before
 
 
@@ -253,13 +254,13 @@ def test_a_place_that_orbax_cannot_read_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("bindings", "error", "message"),
     [
-        (["Batches.rows = 12"], config.ConfigError, "Batches.rows = 12"),
+        (["Batches.rows = 12"], ConfigError, "Batches.rows = 12"),
         (["Batches.source_length = 5"], DataError, "Batches.source_length = 5"),
-        (["Training.accumulation = 3"], config.ConfigError, "Training.accumulation = 3"),
+        (["Training.accumulation = 3"], ConfigError, "Training.accumulation = 3"),
         (["Training.initialize_from = '/none'"], FileNotFoundError, "initialize_from = '/none'"),
         (
             ["Optimizer.schedule = 'cosine'", f"Optimizer.decay_steps = {STEPS - 1}"],
-            config.ConfigError,
+            ConfigError,
             f"from Optimizer.decay_steps = {STEPS - 1} on the learning rate is 0",
         ),
     ],
@@ -288,7 +289,7 @@ def test_bad_validation_data_are_said_before_training(tiny, tmp_path, broken):
 
 
 def test_a_checkpoint_needs_a_loss(tiny):
-    with pytest.raises(config.ConfigError, match=r"checkpoint_every = 60 is no multiple .* = 25"):
+    with pytest.raises(ConfigError, match=r"checkpoint_every = 60 is no multiple .* = 25"):
         load(tiny, "Training.evaluate_every = 25")
 
 

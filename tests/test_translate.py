@@ -14,8 +14,7 @@ from absl.testing import flagsaver
 
 from bidi import config, experiment, verb
 from bidi import translate as translate_verb
-from bidi.data.sources import DataError
-from bidi.errors import UserError
+from bidi.errors import DataError, UserError
 from bidi.evaluation import restore
 from tests import xla_flags
 
@@ -313,8 +312,10 @@ def test_what_is_missing_is_named(trained, translate, tmp_path):
         assert says in str(caught.value)
 
 
-def test_print_config_writes_nothing_else(translate):
-    printed = translate("--print_config", stdin=b"abc\n", bindings=["Search.beam_size = 6"])
+def test_print_config_writes_nothing_else(translate, capsys):
+    with pytest.raises(SystemExit):
+        translate("--print_config", stdin=b"abc\n", bindings=["Search.beam_size = 6"])
+    printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Search.beam_size = 6 ") for line in printed)
     assert all("#" in line for line in printed)
 

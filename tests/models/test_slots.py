@@ -87,16 +87,22 @@ def random_search(ways, together, seed):
 
 # (ways, whether both streams of a pair have the same parent, config): in deeper layers what a
 # stream writes depends on the other, so it must be the same one in the whole streams.
+PRIOR = {"copy_prior": True, "joint": True}
+UNTIED = {"tied_embeddings": False}
 SEARCHES = {
-    "one way": (1, False, {"interaction": "none", "norm": "post"}),
+    "one way": (1, False, {"interaction": "layers", "norm": "post"}),
     "none": (2, False, {"interaction": "none"}),
-    "none, own": (2, False, {"interaction": "none", "own_decoders": True}),
-    "top": (2, False, {"interaction": "top", "fusion": "gate"}),
+    "none, own": (2, False, {"interaction": "none", "own_decoders": True, "norm": "post"}),
+    "top": (2, False, {"interaction": "top", "fusion": "gate", **UNTIED}),
     "top, own": (2, False, {"interaction": "top", "fusion": "concat", "own_decoders": True}),
     "one layer": (2, False, {"interaction": "layers", "decoder_layers": 1}),
     "layers": (2, True, {"interaction": "layers", "fusion": "linear", "norm": "post"}),
-    "recurrent": (2, False, {"recurrent": True, "interaction": "top"}),
-    "layers, own": (2, True, {"interaction": "layers", "fusion": "gate", "own_decoders": True}),
+    "recurrent": (2, False, {"recurrent": True, "interaction": "top", **PRIOR}),
+    "layers, own": (
+        2,
+        True,
+        {"interaction": "layers", "fusion": "gate", "own_decoders": True, **PRIOR},
+    ),
 }
 
 
@@ -118,6 +124,7 @@ def test_histories_are_read_where_they_were_written(ways, together, config, inte
     found_IBPWV = tiny.decode_steps(
         model, params, SOURCE, (tokens_IBPW, step_IB, slots_I), interact=interact
     )
+    assert found_IBPWV.dtype == np.float32
     for streams_BPWT, step_B, found_BPWV in zip(streams_IBPWT, step_IB, found_IBPWV, strict=True):
         segments_BPWT = (streams_BPWT != 0).astype(np.int32)
         streams = (streams_BPWT, segments_BPWT, tiny.positions(segments_BPWT))

@@ -1,4 +1,4 @@
-"""Whole streams against one step with a cache; mirrored, packed and unpacked streams.
+"""Whole streams: of many pairs, mirrored, packed and unpacked; steps are in test_slots.py.
 
 B batch, P pairs, W ways, T target steps, V vocabulary.
 """
@@ -30,8 +30,6 @@ PACKED = tiny.random_streams(
     [[[[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 0]]], [[[1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 0, 0]]]]
 )
 
-log_softmax = jax.jit(jax.nn.log_softmax)
-
 
 def name(value) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
@@ -40,29 +38,6 @@ def name(value) -> str:
 TOP_GATE = {"interaction": "top", "fusion": "gate", "own_decoders": True, "norm": "post"}
 LAYERS_LINEAR = {"interaction": "layers", "fusion": "linear", "norm": "pre"}
 LAYERS_CONCAT = {"interaction": "layers", "fusion": "concat", "own_decoders": True}
-# (ways, interact, config); more of them by histories of several streams in test_slots.py.
-CACHED = (
-    (1, True, {"interaction": "layers", "norm": "pre", "tied_embeddings": False}),
-    (2, True, {"interaction": "top", "fusion": "tanh", "norm": "pre", "tied_embeddings": False}),
-    (2, True, {"interaction": "layers", "fusion": "tanh", "own_decoders": True, "norm": "post"}),
-    (2, True, LAYERS_CONCAT),
-    (2, False, {"interaction": "layers", "fusion": "gate", "tied_embeddings": False}),
-    (2, True, {"interaction": "layers", "copy_prior": True, "joint": True}),
-    (1, True, {"recurrent": True}),
-    (2, True, {"recurrent": True, "interaction": "top", "copy_prior": True, "joint": True}),
-)
-
-
-@pytest.mark.parametrize(("ways", "interact", "config"), CACHED, ids=name)
-def test_decoding_step_by_step_is_the_whole_stream(ways, interact, config):
-    model = tiny.make_model(ways, **config)
-    params = tiny.random_params(model)
-    streams = tuple(x[:, :, :ways] for x in STREAMS)
-    found = tiny.decode_step_by_step(model, params, SOURCE, streams[0], interact=interact)
-    logits = tiny.decode(model, params, SOURCE, streams, interact=interact)
-    assert found.dtype == logits.dtype == np.float32
-    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1, atol=1e-5)
-    np.testing.assert_allclose(found, log_softmax(logits), atol=1e-4)
 
 
 def test_training_sees_the_first_pair_of_many():

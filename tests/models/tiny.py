@@ -13,7 +13,7 @@ from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.models.model import Model, decoding_variables
 from bidi.models.output import project
 from bidi.models.recurrent import Recurrent
-from bidi.models.slots import Place, Room, Slots
+from bidi.models.slots import Place, Room
 from bidi.models.transformer import Transformer
 from bidi.search.slots import first_slots
 from bidi.tokens import FIRST_TEXT_ID
@@ -101,27 +101,6 @@ def decode_beside(model, params, batch, streams, partner_inputs_BWT) -> jax.Arra
     source = model.apply({"params": params}, batch, method="start")
     arguments = source, batch, partner_inputs_BWT
     return project(*model.apply({"params": params}, *arguments, method="unprojected_beside"))
-
-
-def decode_step_by_step(model, params, batch, inputs_BPWT, interact) -> jax.Array:
-    """The same streams fed to the cache token by token: log-probabilities [B, P, W, T, V]."""
-    rows, pairs, ways, steps = inputs_BPWT.shape
-    step_IB = np.tile(np.arange(steps, dtype=np.int32)[:, None], (1, rows))
-    slots_I = own_slots(steps, (rows, pairs, ways))
-    log_probs_IBPWV = decode_steps(
-        model, params, batch, (np.moveaxis(inputs_BPWT, -1, 0), step_IB, slots_I), interact
-    )
-    return jnp.moveaxis(log_probs_IBPWV, 0, 3)
-
-
-def own_slots(steps: int, shape_BPW: tuple[int, int, int]) -> Slots:
-    """Of streams that go on with what they have written themselves; two slots are left over."""
-    _, pairs, _ = shape_BPW
-    slot_IP = np.arange(steps * pairs, dtype=np.int32).reshape(steps, pairs)
-    slot_IBPW = np.broadcast_to(slot_IP[:, None, :, None], (steps, *shape_BPW))
-    taken_IBPWM = slot_IBPW[..., None] == np.arange(steps * pairs + 2)
-    parents_IBPW = np.broadcast_to(np.indices(shape_BPW, np.int32)[1], slot_IBPW.shape)
-    return Slots(slot_IBPW, np.logical_or.accumulate(taken_IBPWM, axis=0), parents_IBPW)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "interact"))

@@ -99,7 +99,7 @@ def test_a_wide_beam_is_exhaustive_enumeration(case):
 
 @pytest.mark.parametrize("case", WIDE, ids=name)
 def test_the_oracles_agree(case):
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         for sentence in sentences:
@@ -138,7 +138,7 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
     assert stopped > 10
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (1, 4, 6, 7, 10, 11, 12, 14, 15)], ids=name)
+@pytest.mark.parametrize("case", [CASES[i] for i in (1, 4, 7, 11, 14, 15)], ids=name)
 def test_a_search_for_the_winner_alone_finds_it(case):
     @settings(max_examples=20, deadline=None)
     @given(sentences=case.sentences())
@@ -352,3 +352,6 @@ def test_max_length_of_a_source():
     config = SearchConfig(max_length_factor=1.5, max_length_offset=3, max_length_cap=20)
     lengths = config.max_length(np.array([0, 1, 2, 5, 11, 12, 400]))
     assert lengths.tolist() == [0, 4, 6, 10, 19, 20, 20]
+    # Something is written, whatever the settings, if there is something to read.
+    shorter = SearchConfig(max_length_factor=1.0, max_length_offset=-5)
+    assert shorter.max_length(np.array([0, 2, 8])).tolist() == [0, 1, 3]

@@ -231,10 +231,20 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def saved_twice(tmp_path_factory):
+    """The workdir of states of steps 5 and 7."""
+    workdir = tmp_path_factory.mktemp("saved_twice")
+    Run(workdir).save(5, 7)
+    return workdir
+
+
 @reads_damage
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_said_and_set_aside_and_the_one_before_taken(run, damage, caplog):
-    run.save(3, 5, 7)
+def test_a_damaged_checkpoint_is_said_and_set_aside_and_the_one_before_taken(
+    run, saved_twice, damage, caplog
+):
+    shutil.copytree(saved_twice, run.workdir, dirs_exist_ok=True)
     DAMAGE[damage](run.workdir / "checkpoints" / "7")
     assert run.restore() == 5
     said = [record for record in caplog.records if record.name.startswith("bidi")]
@@ -243,6 +253,19 @@ def test_a_damaged_checkpoint_is_said_and_set_aside_and_the_one_before_taken(run
     assert (run.workdir / "unreadable-7").is_dir()
     run.save(7)  # training goes on from step 5 and comes to step 7 again
     assert run.restore() == 7
+
+
+def test_a_device_without_room_is_no_damage(run, monkeypatch):
+    run.save(3)
+
+    def without_room(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_restore", without_room)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            run.restore()
+    assert run.restore() == 3
 
 
 @reads_damage

@@ -8,8 +8,8 @@ import socket
 import pytest
 from etils import epath
 
-from bidi.errors import UserError
-from bidi.files import PathError, fetched, path_of
+from bidi.errors import PathError, UserError
+from bidi.files import fetched, path_of
 from bidi.training.lock import locked
 from tests import fake_bucket
 

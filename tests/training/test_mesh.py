@@ -4,13 +4,14 @@ Letters: W ways, V vocabulary.
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from bidi.config import ConfigError
 from bidi.data.partner import GOLD, Partner
+from bidi.errors import ConfigError
 from bidi.models.config import RecurrentConfig, TransformerConfig
 from bidi.models.dropout import Dropout
 from bidi.models.recurrent import Recurrent
@@ -82,18 +83,31 @@ def train(partitioner, updates, state=None):
     return state, losses
 
 
+# Made once, since each compiles its own steps.
 @pytest.fixture(scope="module")
-def alone():
+def one():
+    return Pmap(make_trainer(), 2, ROWS, devices=1)
+
+
+@pytest.fixture(scope="module")
+def mesh_of():
+    """The mesh of a shape."""
+    trainer = make_trainer()
+    return functools.cache(lambda shape: make_mesh(trainer, shape))
+
+
+@pytest.fixture(scope="module")
+def alone(one):
     """After 20 updates by `Pmap` on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK_TOKENS", 20)
-        state, losses = train(Pmap(make_trainer(), 2, ROWS, devices=1), 20)
+        state, losses = train(one, 20)
     return jax.device_get(state), losses
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_mesh_changes_nothing(shape, alone):
-    state, losses = train(make_mesh(make_trainer(), shape), 20)
+def test_the_mesh_changes_nothing(shape, mesh_of, alone):
+    state, losses = train(mesh_of(shape), 20)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-4)
     assert losses[-1] < losses[0] - 0.3
     assert_trees_close(jax.device_get(state), alone[0], rtol=2e-3, atol=2e-4)
@@ -128,9 +142,8 @@ def test_each_share_of_the_rows_draws_its_own_bits_by_rbg(alone):
     assert abs(losses[0] - alone[1][0]) > 0.01
 
 
-def test_the_state_is_divided_and_checkpoints_go_anywhere(tmp_path):
-    trainer = make_trainer()
-    mesh, one = make_mesh(trainer, (2, 2, 2)), Pmap(trainer, 2, ROWS, devices=1)
+def test_the_state_is_divided_and_checkpoints_go_anywhere(mesh_of, one, tmp_path):
+    mesh = mesh_of((2, 2, 2))
     state, _ = train(mesh, 1)
     for tree in (state.params, state.ema, state.optimizer[1][0].mu, state.optimizer[1][0].nu):
         kernel = tree["decoder"]["layers_0"]["feedforward"]["in"]["kernel"]
@@ -142,7 +155,7 @@ def test_the_state_is_divided_and_checkpoints_go_anywhere(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=9)
     try:
         before = jax.device_get(state)
-        for step, partitioner in enumerate((one, make_mesh(trainer, (1, 2, 1)), mesh, one), 1):
+        for step, partitioner in enumerate((one, mesh_of((1, 2, 1)), mesh, one), 1):
             checkpoints.save(state.replace(step=step), make_data(), {}, None)
             state, _ = checkpoints.restore_latest(partitioner.shapes(), make_data())
             assert_trees_equal(jax.device_get(state).params, before.params)

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bidi.config import ConfigError
 from bidi.data.partner import Partner
+from bidi.errors import ConfigError
 from bidi.models.config import TransformerConfig
 from bidi.models.transformer import Transformer
 from bidi.provenance import CompileMeter
