@@ -45,7 +45,6 @@ Training.steps = {steps}
 Training.evaluate_every = 60
 Training.checkpoint_every = 60
 Training.log_every = 30
-Training.ema_decay = 0.5
 Search.coupling = 'none'
 Search.max_length_factor = 1.0
 Search.max_length_offset = 4

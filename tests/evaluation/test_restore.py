@@ -77,11 +77,11 @@ def test_what_cannot_be_read_is_named_with_the_others(trained, tmp_path):
     for says in (f"{path} cannot be read", "has shape", "were changed, take them back"):
         assert says in str(caught.value)
     progress = json.loads((path / "progress" / "metadata").read_text())
-    progress["checksums"]["ema"] ^= 1
+    progress["checksums"]["params"] ^= 1
     (path / "progress" / "metadata").write_text(json.dumps(progress))
     with pytest.raises(DataError) as caught:
         load(workdir)
-    for says in ("ema has checksum", f"by --checkpoint: there are [{STEPS // 2}, {STEPS}]"):
+    for says in ("params has checksum", f"by --checkpoint: there are [{STEPS // 2}, {STEPS}]"):
         assert says in str(caught.value)
     assert load(workdir, str(STEPS // 2)).steps == (STEPS // 2,)
 

@@ -83,7 +83,7 @@ def commands(tmp_path):
     """What `run.sh` calls python with, but for bidi.prepare, where nothing is installed or run."""
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "environment.sh").write_text(
-        'install_bidi() { :; }\npython() { echo "${@:2}"; }\n'
+        'install_bidi() { :; }\nend_at_interrupt() { :; }\npython() { echo "${@:2}"; }\n'
     )
     script = tmp_path / "experiments" / "cmudict" / "run.sh"
     script.parent.mkdir(parents=True)

@@ -140,7 +140,8 @@ def test_a_sentence_stops_when_proven_and_never_before(case):
 
 @pytest.mark.parametrize("case", [CASES[i] for i in (1, 4, 7, 11, 14, 15)], ids=name)
 def test_a_search_for_the_winner_alone_finds_it(case):
-    @settings(max_examples=20, deadline=None)
+    # Scores of both beams are rarely equal.
+    @settings(max_examples=40, deadline=None)
     @given(sentences=case.sentences())
     def check(sentences):
         result, alone = search(case, sentences), search(case, sentences, winner_only=True)

@@ -11,11 +11,14 @@ from bidi.data import pipeline
 from bidi.data.prepared import Prepared
 from bidi.evaluation.restore import restore_generator
 from bidi.training import loop
+from bidi.training.loss import LossSums
+from bidi.training.report import SilentReporter
+from bidi.training.step import TrainState
 from tests.trained_run import STEPS
 
 
 def test_the_validation_loss_is_that_of_the_saved_model(trained):
-    """Priced as outputs are; over all batches, of the moving average."""
+    """Priced as outputs are, over all batches."""
     loaded = experiment.load_run(str(trained.both), [])
     generator, _ = restore_generator(str(trained.both), loaded, str(STEPS))
     examples = Prepared.open(str(trained.data)).examples("validation")
@@ -58,6 +61,27 @@ def test_seed_and_place_are_the_configs_and_the_processs(run):
     place = {"process_index": 1, "process_count": 2}
     assert asked == {"training": {"seed": 5, **place}, "validation": place}
     assert (jax.random.key_data(run.rng) == jax.random.key_data(jax.random.key(5))).all()
+
+
+class Validated:
+    """Stands for what is at work: whatever the parameters, one label of one nat."""
+
+    def for_evaluation(self, batch):
+        return batch
+
+    def evaluate_step(self, params, batch):
+        self.params = params
+        one = np.ones(2, np.float32)
+        return LossSums(np.float32(2), one, one, one)
+
+
+@pytest.mark.parametrize(("average", "validated"), [("average", "average"), (None, "params")])
+def test_what_is_validated_is_what_is_searched_with(run, tmp_path, average, validated):
+    run, _ = run
+    run.partitioner, run.validation = Validated(), lambda: iter([None])
+    state = TrainState(step=7, params="params", optimizer=None, ema=average)
+    assert run._evaluate(state, 7, SilentReporter(tmp_path, 0, 9)) == 1
+    assert run.partitioner.params == validated
 
 
 class Restored:
