@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in two processes, on two devices each.
+"""What test_two_processes.py runs in two processes, on two devices each.
 
 python -m tests.two_processes --directory=DIR, with the flags of a verb: each process leaves what it
 saw in DIR/<process>.pickle. What must hold in each by itself is asserted here.
