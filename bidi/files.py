@@ -196,7 +196,10 @@ def remove(path: epath.Path) -> None:
         elif path.exists():
             path.unlink(missing_ok=True)
     elif path.is_dir():
+        # Another process may be removing it, too: what counts is whether it is gone.
         shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            log.warning("%s cannot be removed", path)
     else:
         path.unlink(missing_ok=True)
 

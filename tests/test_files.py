@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -19,6 +20,7 @@ from bidi.files import (
     fetched,
     path_of,
     relative,
+    remove,
     upload_directory,
     write_directory,
     write_whole,
@@ -120,6 +122,18 @@ def bucket(monkeypatch, tmp_path):
     fake_bucket.install(monkeypatch, tmp_path / "buckets")
     monkeypatch.setenv("BIDI_CACHE", str(tmp_path / "cache"))
     return path_of("gs://bucket")
+
+
+def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch, caplog):
+    kept, gone = path_of(tmp_path / "kept"), path_of(tmp_path / "gone")
+    for directory in (kept, gone):
+        directory.mkdir()
+    remove(gone)
+    remove(path_of(tmp_path / "never there"))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    remove(kept)
+    assert caplog.messages == [f"{kept} cannot be removed"]
+    assert not gone.exists()
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/run", "http://host/run", "gs:/bucket/run"])
