@@ -1,7 +1,6 @@
 """What the user can mend: any other error is a fault of ours, and shows where it was."""
 
 import difflib
-import itertools
 from collections.abc import Iterable
 
 
@@ -34,4 +33,4 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     if near := nearest(name, names):
         return f". Did you mean '{near}'?"
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f". There are: {', '.join(itertools.islice(names, 20)) or 'none'}{more}"
+    return f". There are: {', '.join(names[:20]) or 'none'}{more}"

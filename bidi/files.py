@@ -104,11 +104,6 @@ def is_plain_file(path: epath.Path) -> bool:
     return path.is_file() if in_bucket(path) else on_disk(path).is_file()
 
 
-def can_hold(path: epath.Path) -> bool:
-    """Whether a file can be made in this directory: a bucket has any."""
-    return in_bucket(path) or path.is_dir()
-
-
 def matching(directory: epath.Path, pattern: str) -> list[epath.Path]:
     """What lies in a directory, or in none, under names like `train-*`, in order."""
     # Not by `glob`: epath takes brackets in the directory's own name for a pattern.

@@ -15,7 +15,7 @@ from bidi import config, distributed, experiment
 from bidi.config_differences import values_of
 from bidi.errors import ConfigError, UserError
 from bidi.experiment import Experiment
-from bidi.files import can_hold, in_bucket, path_of
+from bidi.files import in_bucket, path_of
 
 # Flags defined here are shown by the --help of the verb.
 flags.disclaim_key_flags()
@@ -122,9 +122,10 @@ def check_output(output: str | None) -> None:
     if not output:
         return
     path = path_of(output)
-    if not can_hold(path.parent):
-        raise UserError(f"--output={output}: there is no such directory, make it first")
-    if in_bucket(path) and distributed.is_first():
+    if not in_bucket(path):
+        if not path.parent.is_dir():
+            raise UserError(f"--output={output}: there is no such directory, make it first")
+    elif distributed.is_first():
         probe = path.with_name(f"{path.name}.probe")
         try:
             probe.write_bytes(b"")

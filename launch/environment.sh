@@ -91,6 +91,15 @@ find_python() {
   return 1
 }
 
+# What an installation depends on: these words, and what is in those that are files.
+asked_for() {
+  local word
+  printf '%s\n' "$@"
+  for word in "$@"; do
+    [[ ! -f "$word" ]] || cat "$word"
+  done
+}
+
 # install_bidi EXTRAS: installs this checkout with the extras (comma-separated) in .venv, unless
 # that was done before with the same pyproject.toml in the same place.
 install_bidi() {
@@ -102,7 +111,7 @@ install_bidi() {
     rm -f .venv/installed-*
     "$python" -m venv .venv
   fi
-  if { printf '%s\n' "$repository" && cat pyproject.toml; } | cmp -s - "$stamp"; then
+  if asked_for "$repository" pyproject.toml | cmp -s - "$stamp"; then
     return
   fi
   echo "Installing bidi[$extras] in .venv (a few minutes the first time)"
@@ -112,16 +121,7 @@ install_bidi() {
     echo "The installation failed: see above, or $repository/$log" >&2
     return 1
   fi
-  { printf '%s\n' "$repository" && cat pyproject.toml; } >"$stamp"
-}
-
-# What `pip install OPTIONS` is asked for: the options, and what is in those that are files.
-asked_for() {
-  local option
-  printf '%s\n' "$@"
-  for option in "$@"; do
-    [[ ! -f "$option" ]] || cat "$option"
-  done
+  asked_for "$repository" pyproject.toml >"$stamp"
 }
 
 # make_environment DIRECTORY OPTIONS: a virtual environment with what `pip install OPTIONS` installs
